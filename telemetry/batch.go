@@ -1,0 +1,65 @@
+package telemetry
+
+// Quality is a bit set stored with every row; 0 is a plain good reading.
+type Quality uint8
+
+// Quality bits; the numbers are part of segments and of the SQL schema.
+const (
+	QualityReceiptTime Quality = 1 << 0 // the device sent no time, Time is when it was received
+	QualityFuture      Quality = 1 << 1 // Time was more than ten minutes ahead of receipt
+	QualityWarmup      Quality = 1 << 2 // the score comes from a detector that is still learning
+	QualityBool        Quality = 1 << 3 // the device wrote true or false, not a number
+)
+
+// Row is one reading on its way to the store. Device and Sensor index the
+// dictionaries of the Batch that holds it.
+type Row struct {
+	Time     int64 // microseconds since the epoch
+	Received int64 // microseconds since the epoch
+	Value    float64
+	Device   uint32
+	Sensor   uint32
+	Score    float32 // 0..1, calibrated tail probability scale; 0 while warming up
+	Quality  Quality
+}
+
+// Batch is the compacted content of one contiguous range of one shard's log:
+// repeats removed, rows sorted by (device, sensor, time, log order), both
+// dictionaries sorted and without unused entries, so that the same range gives
+// the same Batch on every replica.
+type Batch struct {
+	Namespace uint32
+	Shard     ShardID
+	From, To  uint64 // raft indexes, From exclusive, To inclusive
+	Term      uint64 // term of the leader that flushes; 0 in the embedded store
+	Messages  uint64 // applied messages in the range (the ledger's unit)
+	Devices   []string
+	Sensors   []string
+	Rows      []Row
+	Updates   []DeviceUpdate // last state of each device touched in the range, sorted by device
+	Anomalies []Anomaly      // opened, changed or closed in the range, sorted by id, last state of each
+}
+
+// DeviceUpdate is a device's descriptive state at the end of a batch.
+type DeviceUpdate struct {
+	Device     string
+	FirstSeen  int64
+	LastSeen   int64       // latest receive time
+	Attributes []Attribute // sorted by key
+}
+
+// Anomaly is an alert about one sensor of one device: it opens, may get worse,
+// and closes. Its ID is the same on every replica and after a replay.
+type Anomaly struct {
+	ID       string // "<shard>-<log index of the opening>-<position in that entry>"
+	Device   string
+	Sensor   string
+	Opened   int64   // device time of the reading that opened it
+	Closed   int64   // 0 while open
+	Severity float64 // 0..100, the worst so far
+	Cause    string  // "spike", "level", ...
+	Value    float64 // the reading at the worst moment
+	Expected float64
+	Low      float64 // band around Expected
+	High     float64
+}
