@@ -1,0 +1,142 @@
+package wal
+
+import (
+	"fmt"
+	"math"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+// BenchmarkStoreLogs appends entries of 2 KiB from many groups with real syncs.
+// Each group has one caller, as in raft, that stores batches of as many entries
+// as raft would have gathered.
+func BenchmarkStoreLogs(b *testing.B) {
+	for _, c := range []struct{ groups, batch int }{{1, 1}, {1, 16}, {24, 1}, {24, 8}, {24, 64}} {
+		b.Run(fmt.Sprintf("groups=%d/batch=%d", c.groups, c.batch), func(b *testing.B) { benchStore(b, c.groups, c.batch) })
+	}
+}
+
+func benchStore(b *testing.B, groups, batch int) {
+	l, err := Open(quiet, nil, Config{Dir: b.TempDir()})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	waitReady(l)
+	data := make([]byte, 2048)
+	var left atomic.Int64
+	left.Store(int64(b.N))
+	first := l.w.commit
+	b.SetBytes(2048)
+	b.ResetTimer()
+	var wg sync.WaitGroup
+	for id := range uint32(groups) {
+		wg.Go(func() {
+			g := l.Group(id)
+			g.SetFloor(math.MaxUint64)
+			for next := uint64(1); left.Add(-int64(batch)) > -int64(batch); {
+				logs := make([]*raft.Log, batch)
+				for i := range logs {
+					logs[i] = &raft.Log{Index: next, Term: 1, Data: data}
+					next++
+				}
+				if err := g.StoreLogs(logs); err != nil {
+					b.Error(err)
+					return
+				}
+				if next%4096 < uint64(batch) && next > 4096 {
+					if err := g.DeleteRange(1, next-2048); err != nil {
+						b.Error(err)
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	b.StopTimer()
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+	b.ReportMetric(float64(b.N)/float64(max(1, l.w.commit-first)), "entries/commit")
+}
+
+func waitReady(l *Log) {
+	for {
+		if n, _ := l.prep.stock(); n > reserveSegments {
+			return
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// BenchmarkOpen measures recovery of 256 MiB of entries of 2 KiB in 24 groups.
+func BenchmarkOpen(b *testing.B) {
+	dir := b.TempDir()
+	l, err := Open(quiet, nil, Config{Dir: dir})
+	if err != nil {
+		b.Fatal(err)
+	}
+	const groups, total = 24, 256 << 20
+	data := make([]byte, 2048)
+	var wg sync.WaitGroup
+	for id := range uint32(groups) {
+		wg.Go(func() {
+			for next := uint64(1); next < total/2048/groups; {
+				logs := make([]*raft.Log, 128)
+				for i := range logs {
+					logs[i] = &raft.Log{Index: next, Term: 1, Data: data}
+					next++
+				}
+				if err := l.Group(id).StoreLogs(logs); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		b.Fatal(err)
+	}
+	b.SetBytes(total)
+	for b.Loop() {
+		l, err := Open(quiet, nil, Config{Dir: dir})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if err := l.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkGetLog reads entries from memory and from disk.
+func BenchmarkGetLog(b *testing.B) {
+	for _, cache := range []int64{1, 64 << 20} {
+		b.Run(fmt.Sprintf("cache=%d", cache), func(b *testing.B) {
+			l, err := Open(quiet, nil, Config{Dir: b.TempDir(), CacheBytes: cache})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			g := l.Group(1)
+			for i := uint64(0); i < 10; i++ {
+				if err := g.StoreLogs(entries(1, i*100+1, i*100+100, 1, 2048)); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(2048)
+			b.ReportAllocs()
+			i := uint64(0)
+			for b.Loop() {
+				var e raft.Log
+				if err := g.GetLog(i%1000+1, &e); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+}

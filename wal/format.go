@@ -1,0 +1,262 @@
+package wal
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"math"
+)
+
+// Sizes of the format; FORMAT.md has the drawing.
+const (
+	// headerBytes is where records start: a page of its own, so that no write of
+	// a record ever rewrites the sector that holds the header.
+	headerBytes = 4096
+	// headerUsed is the part of the header that means something; one sector.
+	headerUsed = 512
+
+	recordHeaderBytes = 44
+	// recordAlign is where a record may start; it makes the search for records
+	// behind a damaged one eight times cheaper.
+	recordAlign = 8
+
+	formatVersion = 1
+
+	// identityBytesMax bounds the node and cluster names in a segment header.
+	identityBytesMax = 128
+)
+
+var magic = [8]byte{'S', 'L', 'U', 'I', 'C', 'W', 'A', 'L'}
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// recordType says what a record does to its group.
+type recordType uint8
+
+// The record types; the numbers are on disk.
+const (
+	typeEntry      recordType = 1  // a raft entry, last index + 1
+	typeRelocated  recordType = 2  // a copy of an entry, which replaces nothing but its place
+	typeTruncate   recordType = 3  // entries with index >= Index are void (conflict)
+	typePrefix     recordType = 4  // raft needs nothing <= Index, body: floor
+	typeDetach     recordType = 5  // raft forgot every entry, body: floor
+	typeStable     recordType = 6  // a key of the StableStore
+	typeCheckpoint recordType = 7  // state of all groups; first record of a segment
+	typeMarker     recordType = 8  // proves that the commit before it was synced
+	typeSeal       recordType = 9  // last record of a full segment
+	typeRemove     recordType = 10 // the group is gone
+)
+
+// Flags of a record.
+const (
+	flagLast        = 1 << 0 // last record of its group commit
+	flagCommitIndex = 1 << 1 // body begins with the raft commit index
+	flagAppendedAt  = 1 << 2 // then the time of appending
+	flagExtensions  = 1 << 3 // then raft's Extensions with their length
+)
+
+// record is one record in memory. Its body is borrowed from whatever buffer it
+// was decoded from.
+type record struct {
+	group   uint32
+	commit  uint64 // number of the group commit
+	index   uint64
+	term    uint64
+	typ     recordType
+	flags   uint8
+	logType uint8
+	body    []byte
+}
+
+// segmentKey binds records to their log and segment: seed starts every checksum
+// in the segment, so that bytes of its earlier life never verify, and is also
+// written in front of each record as a cheap filter.
+type segmentKey uint32
+
+func newSegmentKey(logID [16]byte, seq uint64) segmentKey {
+	var b [24]byte
+	copy(b[:], logID[:])
+	binary.LittleEndian.PutUint64(b[16:], seq)
+	k := segmentKey(crc32.Checksum(b[:], castagnoli))
+	if k == 0 {
+		k = 1 // a zeroed sector must not look like the start of a record
+	}
+	return k
+}
+
+func align(n int) int { return (n + recordAlign - 1) &^ (recordAlign - 1) }
+
+// appendRecord encodes r behind dst, padded to the next record's start.
+func appendRecord(dst []byte, key segmentKey, r *record) []byte {
+	start := len(dst)
+	size := recordHeaderBytes + len(r.body)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(key))
+	dst = append(dst, 0, 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(size))
+	dst = binary.LittleEndian.AppendUint32(dst, r.group)
+	dst = binary.LittleEndian.AppendUint64(dst, r.commit)
+	dst = binary.LittleEndian.AppendUint64(dst, r.index)
+	dst = binary.LittleEndian.AppendUint64(dst, r.term)
+	dst = append(dst, byte(r.typ), r.flags, r.logType, 0)
+	dst = append(dst, r.body...)
+	return sealRecord(dst, start, key)
+}
+
+// sealRecord puts the checksum into the record that starts at start and reaches
+// to the end of dst, and pads dst.
+func sealRecord(dst []byte, start int, key segmentKey) []byte {
+	binary.LittleEndian.PutUint32(dst[start+4:], checksum(key, dst[start:]))
+	for len(dst)%recordAlign != start%recordAlign {
+		dst = append(dst, 0)
+	}
+	return dst
+}
+
+func checksum(key segmentKey, rec []byte) uint32 {
+	return crc32.Update(uint32(key), castagnoli, rec[8:])
+}
+
+// Reasons why bytes are no record.
+var (
+	errNoRecord    = errors.New("no record here")
+	errBadLength   = errors.New("record length is impossible")
+	errBadChecksum = errors.New("checksum mismatch")
+)
+
+// recordSize reads the length of the record at the start of b, which holds at
+// least a record header. limit is the room left in the segment.
+func recordSize(b []byte, key segmentKey, limit int64) (int, error) {
+	if binary.LittleEndian.Uint32(b) != uint32(key) {
+		return 0, errNoRecord
+	}
+	n := int64(binary.LittleEndian.Uint32(b[8:]))
+	if n < recordHeaderBytes || n > limit {
+		return 0, errBadLength
+	}
+	return int(n), nil
+}
+
+// decodeRecord reads the record that fills b exactly.
+func decodeRecord(b []byte, key segmentKey) (record, error) {
+	if len(b) < recordHeaderBytes {
+		return record{}, errBadLength
+	}
+	if n, err := recordSize(b, key, int64(len(b))); err != nil {
+		return record{}, err
+	} else if n != len(b) {
+		return record{}, errBadLength
+	}
+	if checksum(key, b) != binary.LittleEndian.Uint32(b[4:]) {
+		return record{}, errBadChecksum
+	}
+	return parseRecord(b), nil
+}
+
+// parseRecord reads the fields of a record whose checksum is known to be good.
+func parseRecord(b []byte) record {
+	return record{
+		group:   binary.LittleEndian.Uint32(b[12:]),
+		commit:  binary.LittleEndian.Uint64(b[16:]),
+		index:   binary.LittleEndian.Uint64(b[24:]),
+		term:    binary.LittleEndian.Uint64(b[32:]),
+		typ:     recordType(b[40]),
+		flags:   b[41],
+		logType: b[42],
+		body:    b[recordHeaderBytes:len(b):len(b)],
+	}
+}
+
+// segmentHeader is the first page of a segment file.
+type segmentHeader struct {
+	seq       uint64
+	bytes     int64 // size of the file
+	created   int64 // microseconds since the epoch, for people only
+	namespace uint32
+	logID     [16]byte
+	node      string
+	cluster   string
+}
+
+func (h *segmentHeader) encode() []byte {
+	b := make([]byte, 0, headerUsed)
+	b = append(b, magic[:]...)
+	b = append(b, formatVersion, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, h.namespace)
+	b = binary.LittleEndian.AppendUint64(b, h.seq)
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.bytes))
+	b = binary.LittleEndian.AppendUint64(b, uint64(h.created))
+	b = append(b, h.logID[:]...)
+	b = append(append(b, byte(len(h.node))), h.node...)
+	b = append(append(b, byte(len(h.cluster))), h.cluster...)
+	b = b[:headerUsed]
+	binary.LittleEndian.PutUint32(b[headerUsed-4:], crc32.Checksum(b[:headerUsed-4], castagnoli))
+	return b
+}
+
+// decodeHeader reads a segment header from at least headerUsed bytes.
+func decodeHeader(b []byte) (segmentHeader, error) {
+	if len(b) < headerUsed {
+		return segmentHeader{}, errors.New("header is cut short")
+	}
+	b = b[:headerUsed]
+	if [8]byte(b) != magic {
+		return segmentHeader{}, errors.New("no log segment: wrong magic bytes")
+	}
+	if crc32.Checksum(b[:headerUsed-4], castagnoli) != binary.LittleEndian.Uint32(b[headerUsed-4:]) {
+		return segmentHeader{}, errors.New("header: checksum mismatch")
+	}
+	if b[8] != formatVersion {
+		return segmentHeader{}, fmt.Errorf("format version %d, this program reads %d", b[8], formatVersion)
+	}
+	h := segmentHeader{
+		namespace: binary.LittleEndian.Uint32(b[12:]),
+		seq:       binary.LittleEndian.Uint64(b[16:]),
+		created:   int64(binary.LittleEndian.Uint64(b[32:])),
+		logID:     [16]byte(b[40:]),
+	}
+	size := binary.LittleEndian.Uint64(b[24:])
+	if size < headerBytes || size > math.MaxUint32 {
+		return segmentHeader{}, fmt.Errorf("header: segment size %d is impossible", size)
+	}
+	h.bytes = int64(size)
+	rest := b[56 : headerUsed-4]
+	var err error
+	if h.node, rest, err = takeName(rest); err != nil {
+		return segmentHeader{}, err
+	}
+	if h.cluster, _, err = takeName(rest); err != nil {
+		return segmentHeader{}, err
+	}
+	return h, nil
+}
+
+func takeName(b []byte) (string, []byte, error) {
+	n := int(b[0])
+	if n > identityBytesMax || 1+n >= len(b) {
+		return "", nil, errors.New("header: name is too long")
+	}
+	return string(b[1 : 1+n]), b[1+n:], nil
+}
+
+// segmentName is the file name of a segment.
+func segmentName(seq uint64) string { return fmt.Sprintf("%016x.wal", seq) }
+
+// parseSegmentName is the inverse of segmentName.
+func parseSegmentName(name string) (uint64, bool) {
+	var seq uint64
+	if len(name) != 20 || name[16:] != ".wal" {
+		return 0, false
+	}
+	for _, c := range []byte(name[:16]) {
+		switch {
+		case c >= '0' && c <= '9':
+			seq = seq<<4 | uint64(c-'0')
+		case c >= 'a' && c <= 'f':
+			seq = seq<<4 | uint64(c-'a'+10)
+		default:
+			return 0, false
+		}
+	}
+	return seq, true
+}

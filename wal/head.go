@@ -1,0 +1,98 @@
+package wal
+
+import (
+	"encoding/binary"
+	"fmt"
+)
+
+// mark writes a marker behind the last commit, which proves that it was synced.
+func (l *Log) mark(want proof) {
+	w := &l.w
+	if w.marked >= want || l.Err() != nil {
+		return
+	}
+	var pad int64 // a marker's body that reaches to the next page
+	if want == markedFar {
+		pad = (pageBytes - (w.off+recordHeaderBytes)%pageBytes) % pageBytes
+	}
+	if w.off+recordHeaderBytes+pad+2*sealBytes > w.head.bytes {
+		// No room: the checkpoint of the next segment proves it as well. A full
+		// disk leaves the last commit unproven, which costs nothing but certainty.
+		if l.rotate() == nil {
+			w.marked = markedFar
+		}
+		return
+	}
+	r := record{typ: typeMarker, flags: flagLast, commit: w.commit + 1}
+	var buf []byte
+	if want == markedFar {
+		buf = appendRecord(nil, w.head.key, &record{typ: typeMarker, commit: r.commit, body: make([]byte, pad)})
+	}
+	if l.write(appendRecord(buf, w.head.key, &r)) == nil {
+		w.marked = want
+	}
+}
+
+// room makes sure that n bytes and a seal fit behind the head's end.
+func (l *Log) room(n int64) error {
+	for l.w.off+n+sealBytes > l.w.head.bytes {
+		if err := l.rotate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// rotate seals the head and goes on in the next prepared segment. ErrFull leaves
+// everything as it is.
+func (l *Log) rotate() error {
+	w := &l.w
+	next, err := l.prep.take()
+	if err != nil {
+		return err
+	}
+	seal := record{typ: typeSeal, flags: flagLast, commit: w.commit + 1}
+	if err := l.write(appendRecord(nil, w.head.key, &seal)); err != nil {
+		return err
+	}
+	full := w.head
+	l.begin(next)
+	if err := l.checkpoint(); err != nil {
+		return err
+	}
+	full.sealed.Store(true) // only now is nothing but its entries needed
+	l.janitor.kick()
+	return nil
+}
+
+// begin makes s the head.
+func (l *Log) begin(s *segment) {
+	l.smu.Lock()
+	l.segs[s.id()] = s
+	l.metrics.segments.Set(float64(len(l.segs)))
+	l.smu.Unlock()
+	l.w.head, l.w.off = s, headerBytes
+}
+
+// checkpoint writes the state of all groups as the first commit of the head.
+func (l *Log) checkpoint() error {
+	body := make([]byte, 4)
+	var n uint32
+	for _, g := range l.sortedGroups() {
+		if !g.blank() {
+			body = appendImage(body, &groupImage{id: g.id, state: g.state, stable: g.stable})
+			n++
+		}
+	}
+	binary.LittleEndian.PutUint32(body, n)
+	if room := min(l.halfSegment(), l.w.head.bytes-headerBytes-sealBytes); int64(len(body)) > room-2*recordHeaderBytes {
+		return l.fail(fmt.Errorf("checkpoint of %d groups takes %d bytes: raise the segment size", n, len(body)))
+	}
+	r := record{typ: typeCheckpoint, flags: flagLast, commit: l.w.commit + 1, body: body}
+	l.w.marked = markedNear
+	if err := l.write(appendRecord(nil, l.w.head.key, &r)); err != nil {
+		return err
+	}
+	l.w.head.base.Store(l.w.off)
+	return nil
+}
