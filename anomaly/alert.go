@@ -1,0 +1,43 @@
+package anomaly
+
+const (
+	habitGain = 1.0 // nats by which an alert raises the bar for the next
+	habitMax  = 8.0
+	habitMin  = -0.7 // a series without alerts may become twice as sensitive, not more: silence is no fault
+	peakHours = 12   // the peak of surprises decays by e in this time, bounded by:
+	peakShort = 100
+	peakLong  = 5000
+	worseBy   = 1.0 // nats by which an open alert must get worse to be updated
+)
+
+// alertStep moves the alert by one reading: u nats against the threshold aim.
+// A new alert must beat aim, what the series' own past alerts added to it (an
+// adaptive conformal controller: Gibbs and Candes 2021; each alert costs
+// habitGain nats, which the allowed rate earns back, so that the long-run rate
+// cannot exceed the target on any series) and the decaying peak of surprises.
+func (d *Detector) alertStep(s *State, u, aim, peak float64, cause Cause) Transition {
+	s.habit = float32(larger(float64(s.habit)-mul(habitGain, float64(s.earn)), habitMin))
+	if !s.open {
+		if u < aim+float64(s.habit) || u <= peak+worseBy {
+			return None
+		}
+		s.open, s.causeOf, s.quiet, s.worst = true, cause, 0, float32(u)
+		s.habit = float32(smaller(float64(s.habit)+habitGain, habitMax))
+		return Opened
+	}
+	if u >= mul(0.5, aim) {
+		s.quiet = 0
+		if u >= float64(s.worst)+worseBy {
+			s.worst = float32(u)
+			s.causeOf = cause
+			return Updated
+		}
+		return None
+	}
+	s.quiet++
+	if int(s.quiet) < d.p.CloseAfter {
+		return None
+	}
+	s.open, s.quiet, s.worst = false, 0, 0
+	return Closed
+}

@@ -1,0 +1,52 @@
+package anomaly
+
+// Cause names the aspect of a reading that was the most surprising. The numbers
+// are part of the serialised state; new causes are appended.
+type Cause uint8
+
+// The causes.
+const (
+	CauseNone     Cause = 0
+	CauseSpike    Cause = 1 // far from what the readings just before let expect
+	CauseLevel    Cause = 2 // several readings in a row on one side of the usual level
+	CauseVariance Cause = 3 // noise became much stronger or much weaker
+	CauseSeason   Cause = 4 // unusual for this time of day, though not far from its neighbours
+	CauseFlat     Cause = 5 // the same value repeated for unusually long
+	CauseRange    Cause = 6 // outside of everything seen for weeks
+	CauseReset    Cause = 7 // a counter fell back to its start
+	CauseDrift    Cause = 8 // the mean of a hundred readings left the usual level by little
+)
+
+var causeNames = [...]string{"", "spike", "level shift", "variance", "season", "flat line", "out of range", "counter reset", "drift"}
+
+// String is the cause as users read it, "" for CauseNone.
+func (c Cause) String() string {
+	if int(c) < len(causeNames) {
+		return causeNames[c]
+	}
+	return "unknown"
+}
+
+// Transition is what a reading did to the alert of its series.
+type Transition uint8
+
+// The transitions. Between Opened and Closed there may be any number of Updated.
+const (
+	None    Transition = iota
+	Opened             // an alert begins with this reading
+	Updated            // the open alert got worse: this reading is its worst so far
+	Closed             // the series has been quiet for long enough
+)
+
+func (t Transition) String() string {
+	switch t {
+	case Opened:
+		return "opened"
+	case Updated:
+		return "updated"
+	case Closed:
+		return "closed"
+	default:
+		return "none"
+	}
+}

@@ -1,0 +1,96 @@
+package anomaly
+
+import "math"
+
+// The features of a reading, in the order of State.q and State.ex.
+const (
+	featureSpike  = 0 // |innovation| in noise scales
+	featureDev    = 1 // |deviation from level and season|
+	featureLevel  = 2 // |short mean of the deviation|
+	featureSpread = 3 // ratio of the short mean of |innovation| to its long mean, or the inverse
+	featureRange  = 4 // distance outside of the range seen, in spans
+	featureRun    = 5 // length of a run of equal values
+	featureDrift  = 6 // |long mean of the deviation|
+
+	tailRate  = 0.02 // a feature is surprising above its own 98 % quantile
+	shortMean = 0.06 // memory of the short means: about 16 readings
+	longMean  = 0.01 // memory of the long mean: about 100 readings
+	softCap   = 12.0 // nats of one feature beyond which its surprise grows as a logarithm
+)
+
+// weights of the features in the combined surprise. Equal but for two that repeat
+// others: the deviation much of what spike and level see, the spread ratio much
+// of what a run of spikes gives.
+var weights = [features]float64{1, 0.7, 1, 0.8, 1, 1, 1}
+
+// smallest mean excess of each feature, in its own unit: below this a difference
+// means nothing to a person, however regular the series has been.
+var excessMin = [features]float64{0.15, 0.1, 0.05, 0.08, 0.05, 1, 0.03}
+
+// measure gives the features of a reading: e is |innovation| and dev the
+// deviation, both in scales; short, long and spread are the running means with
+// this reading in them, run the length of the run it ends.
+func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run uint32, v *[features]float64) {
+	v[featureSpike] = e
+	v[featureDev] = math.Abs(dev)
+	v[featureLevel] = math.Abs(short)
+	if spread >= 1 {
+		v[featureSpread] = spread - 1
+	} else {
+		v[featureSpread] = 1/(spread+0.05) - 1/1.05
+	}
+	v[featureRange] = 0
+	if x > s.hi {
+		v[featureRange] = (x - s.hi) / (s.hi - s.lo + f.unit)
+	} else if x < s.lo {
+		v[featureRange] = (s.lo - x) / (s.hi - s.lo + f.unit)
+	}
+	v[featureRun] = float64(run)
+	v[featureDrift] = math.Abs(long)
+}
+
+// surprise combines the features: each above its own quantile counts in mean
+// excesses (an exponential tail, in nats), the largest fully and the others by
+// half, so that agreement counts but cannot replace strength. It returns the sum
+// and the feature that contributes most.
+func (s *State) surprise(v *[features]float64) (u float64, top int) {
+	sum, best := 0.0, 0.0
+	for j := range v {
+		over := v[j] - float64(s.q[j])
+		if over <= 0 {
+			continue
+		}
+		c := over / float64(s.ex[j])
+		if c > softCap {
+			c = softCap + mul(softCap/2, ln(c/softCap))
+		}
+		c = mul(c, weights[j])
+		sum += c
+		if c > best {
+			best, top = c, j
+		}
+	}
+	return mul(0.5, best+sum), top
+}
+
+// learnTails moves each feature's quantile by a step of its mean excess
+// (Robbins-Monro) and the mean excess by the winsorised excess.
+func (s *State) learnTails(v *[features]float64) {
+	rate, a := 0.03, 0.02
+	if s.n < 1000 {
+		rate = 30 / float64(s.n)
+		a = 1 / (1 + mul(tailRate, float64(s.n)))
+	}
+	for j := range v {
+		q, ex := float64(s.q[j]), float64(s.ex[j])
+		step := mul(rate, ex+mul(0.2, q))
+		over := v[j] - q
+		if over > 0 {
+			s.q[j] = float32(q + mul(step, 1-tailRate))
+			ex = toward(ex, smaller(over, 6*ex), a)
+			s.ex[j] = float32(larger(ex, excessMin[j]))
+		} else {
+			s.q[j] = float32(larger(q-mul(step, tailRate), 0))
+		}
+	}
+}

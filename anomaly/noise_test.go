@@ -1,0 +1,45 @@
+package anomaly
+
+import (
+	"math"
+	"math/rand/v2"
+)
+
+// noise makes stationary series of known distributions, unit scale around 50.
+type noise struct {
+	name string
+	next func(r *rand.Rand) float64
+}
+
+func noises() []noise {
+	ar := 0.0
+	ma := [5]float64{}
+	return []noise{
+		{"normal", func(r *rand.Rand) float64 { return r.NormFloat64() }},
+		{"uniform", func(r *rand.Rand) float64 { return 2*r.Float64() - 1 }},
+		{"laplace", func(r *rand.Rand) float64 { return r.ExpFloat64() - r.ExpFloat64() }},
+		{"exponential", func(r *rand.Rand) float64 { return r.ExpFloat64() }},
+		{"lognormal", func(r *rand.Rand) float64 { return math.Exp(0.5 * r.NormFloat64()) }},
+		{"student5", func(r *rand.Rand) float64 {
+			c := 0.0
+			for range 5 {
+				g := r.NormFloat64()
+				c += g * g
+			}
+			return r.NormFloat64() / math.Sqrt(c/5)
+		}},
+		{"autoregressive0.9", func(r *rand.Rand) float64 { ar = 0.9*ar + r.NormFloat64(); return ar }},
+		{"moving average", func(r *rand.Rand) float64 {
+			copy(ma[1:], ma[:4])
+			ma[0] = r.NormFloat64()
+			return ma[0] + ma[1] + ma[2] + ma[3] + ma[4]
+		}},
+		{"rounded", func(r *rand.Rand) float64 { return math.Round(2*r.NormFloat64()) / 2 }},
+		{"mixture", func(r *rand.Rand) float64 {
+			if r.IntN(10) == 0 {
+				return 4 + 0.5*r.NormFloat64()
+			}
+			return 0.5 * r.NormFloat64()
+		}},
+	}
+}

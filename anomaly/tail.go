@@ -1,0 +1,134 @@
+package anomaly
+
+import "math"
+
+// tail models how often separate episodes of a surprise this large happen. An
+// episode begins when the surprise passes the threshold q and ends after
+// episodeGap readings below it; only its peak counts. Counting episodes instead
+// of readings makes the rate honest when surprises come in runs, as they do with
+// every smoothed feature (declustering, peaks over threshold: Leadbetter 1991).
+//
+// The threshold is a stochastic quantile (Robbins and Monro 1951) at the rate
+// pi(n) = 0.7/sqrt(n) episodes per reading, which deepens as readings come:
+// the longer a series is known, the less has to be extrapolated. Above it a
+// generalised Pareto tail (Pickands 1975; streaming use: Siffer et al. 2017,
+// "SPOT") is fitted by the first two moments of the excess.
+type tail struct {
+	q     float64 // threshold; its steps are smaller than a float32 resolves
+	mean  float32 // mean excess of an episode's peak over q
+	sq    float32 // mean squared excess
+	top   float32 // peak of the present episode
+	calm  uint16  // readings below q since it was last passed
+	in    bool    // an episode is going on
+	count uint32  // readings learned from, saturating
+	pi    float32 // rate(), renewed every renew readings
+	step  float32 // step of q at an episode, renewed with pi
+}
+
+const (
+	episodeGap  = 12        // readings below the threshold that end an episode: twice the memory of the fastest smoothed feature
+	excessClip  = 6.0       // an excess counts at most so many mean excesses: real anomalies must not become the norm
+	shapePrior  = 25        // episodes that the belief in the usual shape, rhoPrior, weighs as much as
+	rhoPrior    = 1.1       // a little heavier than exponential; 1 is exponential
+	episodesMax = 400       // memory in episodes; the standard error of the scale is then 5 %
+	tailCount   = 1<<20 + 1 // no multiple of renew: pi stays once it is final
+	renew       = 16        // readings between two computations of what changes slowly
+)
+
+// rate is pi(n), episodes per reading above q.
+func (t *tail) rate() float64 { return 0.7 / math.Sqrt(float64(t.count)+100) }
+
+// known is the number of episodes that the model rests on.
+func (t *tail) known() float64 {
+	return smaller(mul(t.rate(), float64(t.count)+40), episodesMax)
+}
+
+// shape gives the scale and shape of the fitted tail. A fit's predictive
+// distribution has a heavier tail than the fit (for an exponential one it is the
+// Lomax distribution, shape + 1/known): little data, heavy tail. The addition is
+// doubled because the features' own quantiles are as young as the tail.
+func (t *tail) shape() (sigma, xi float64) {
+	k := t.known()
+	m := float64(t.mean)
+	rho := float64(t.sq) / mul(2, mul(m, m)) // 1 for an exponential tail
+	rho = (mul(k, rho) + shapePrior*rhoPrior) / (k + shapePrior)
+	rho = smaller(larger(rho, 0.75), 1.6)
+	xi = (rho - 1) / (mul(2, rho) - 1)
+	return mul(m, 1-xi), xi + 2/k
+}
+
+// nats is -ln of the rate of episodes per reading whose peak reaches u.
+func (t *tail) nats(u float64) float64 {
+	base := -ln(t.rate())
+	e := u - t.q
+	if e <= 0 {
+		return mul(base, u/(t.q+1e-9))
+	}
+	sigma, xi := t.shape()
+	e /= sigma
+	if xi > 1e-6 {
+		return base + ln(1+mul(xi, e))/xi
+	}
+	return base + e - mul(0.5*xi, mul(e, e)) // a finite end would claim certainty: continue as a Gaussian does
+}
+
+// reach is the inverse of nats above the threshold.
+func (t *tail) reach(nats float64) float64 {
+	y := nats + ln(t.rate())
+	if y <= 0 {
+		return t.q
+	}
+	sigma, xi := t.shape()
+	if xi > 1e-6 {
+		return t.q + mul(sigma, (exp(mul(xi, y))-1)/xi)
+	}
+	if xi > -1e-6 {
+		return t.q + mul(sigma, y)
+	}
+	// y = e - xi/2 e^2 with -xi = c > 0
+	c := -xi
+	return t.q + mul(sigma, (math.Sqrt(1+mul(2*c, y))-1)/c)
+}
+
+// learn takes the surprise of one reading; it reports whether the model moved
+// enough for the alert bar to be computed anew.
+func (t *tail) learn(u float64) bool {
+	if t.count == 0 {
+		t.q, t.mean, t.sq = 2, 1, 2
+	}
+	if t.count%renew == 0 {
+		t.pi = float32(t.rate())
+		t.step = float32(float64(t.mean) / t.known())
+	}
+	mean, q, step := float64(t.mean), t.q, float64(t.step)
+	moved := false
+	if u > q {
+		t.calm = 0
+		if !t.in {
+			t.in = true
+			t.top = float32(u)
+			t.q = q + step
+		} else if u > float64(t.top) {
+			t.top = float32(u)
+		}
+	} else if t.in {
+		if t.calm++; t.calm >= episodeGap {
+			t.in = false
+			e := larger(smaller(float64(t.top)-q, mul(excessClip, mean)), 0)
+			a := 1 / (t.known() + 1)
+			t.mean = float32(larger(toward(mean, e, a), 0.05))
+			t.sq = float32(toward(float64(t.sq), mul(e, e), a))
+			t.step = float32(float64(t.mean) / t.known())
+			moved = true
+		}
+	}
+	if !t.in {
+		t.q = larger(t.q-mul(step, float64(t.pi)), 0.2)
+	}
+	if t.count < tailCount {
+		t.count++
+		// the same tail at a slightly deeper threshold
+		t.q += mul(mean, 0.5/(float64(t.count)+100))
+	}
+	return moved
+}
