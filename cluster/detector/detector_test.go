@@ -1,0 +1,131 @@
+package detector_test
+
+import (
+	"log/slog"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"github.com/sluice-iot/sluice/cluster/detector"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// door is a prober whose peers have real addresses on loopback.
+type door struct {
+	addr string
+
+	mu     sync.Mutex
+	probed []string
+}
+
+func (d *door) Probe(peer string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.probed = append(d.probed, peer)
+}
+
+func (d *door) Resolve(string) (string, error) { return d.addr, nil }
+
+func open(t *testing.T, p detector.Prober) (*detector.Detector, <-chan detector.Event) {
+	t.Helper()
+	d, err := detector.New(slog.New(slog.DiscardHandler), nil, detector.DefaultConfig(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = d.Close() })
+	events := make(chan detector.Event, 16)
+	d.Subscribe(func(e detector.Event) { events <- e })
+	return d, events
+}
+
+func next(t *testing.T, events <-chan detector.Event) detector.Event {
+	t.Helper()
+	select {
+	case e := <-events:
+		return e
+	case <-time.After(10 * time.Second):
+		t.Fatal("no event")
+		return detector.Event{}
+	}
+}
+
+func TestResetOfADeadProcessIsEnough(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &door{addr: l.Addr().String()}
+	_ = l.Close() // nobody listens any more
+	d, events := open(t, p)
+	start := time.Now()
+	d.Observe("n1.00000001", detector.Reset)
+	e := next(t, events)
+	if !e.Down || e.Peer != "n1.00000001" || e.First != detector.Reset || e.Second != detector.Refused {
+		t.Fatalf("got %+v", e)
+	}
+	t.Logf("down after %v", time.Since(start).Round(time.Microsecond))
+	if !d.Down("n1.00000001") || d.Down("n2.00000001") {
+		t.Error("Down does not say what the event said")
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.probed) == 0 {
+		t.Error("gossip was not asked for its opinion")
+	}
+}
+
+func TestResetOfALivingProcessWaitsForGossip(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	d, events := open(t, &door{addr: l.Addr().String()})
+	d.Observe("n1.00000001", detector.Reset)
+	c, err := l.Accept() // the knock
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	select {
+	case e := <-events:
+		t.Fatalf("a living process is reported %+v", e)
+	default:
+	}
+	d.Observe("n1.00000001", detector.Suspected)
+	if e := next(t, events); !e.Down || e.Second != detector.Suspected {
+		t.Fatalf("got %+v", e)
+	}
+	d.Observe("n1.00000001", detector.Connected)
+	if e := next(t, events); e.Down {
+		t.Fatalf("got %+v", e)
+	}
+}
+
+func TestObserveAfterCloseDoesNothing(t *testing.T) {
+	d, _ := open(t, &door{addr: "127.0.0.1:1"})
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 5000 { // more than the queue holds
+		d.Observe("n1.00000001", detector.Reset)
+	}
+}
+
+func TestConfigIsCheckedAsAWhole(t *testing.T) {
+	if err := detector.DefaultConfig().Validate(); err != nil {
+		t.Fatal(err)
+	}
+	bad := detector.Config{Window: 1, Tick: 0, Slack: 2, PeersMax: 0}
+	err := bad.Validate()
+	if err == nil {
+		t.Fatal("accepted")
+	}
+	if n := len(err.(interface{ Unwrap() []error }).Unwrap()); n != 3 {
+		t.Errorf("%d problems reported: %v", n, err)
+	}
+}

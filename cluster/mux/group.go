@@ -1,0 +1,336 @@
+package mux
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/raft"
+)
+
+const (
+	// consumerDepth is how many requests may wait for one group's raft: the
+	// pipelines of a leader and of a deposed one, votes of all peers. Beyond it
+	// peers are told that the group is busy, and raft tries again.
+	consumerDepth = 64
+	// beatsMax is the same for heartbeats: a peer has one under way.
+	beatsMax = 16
+)
+
+// Gate lets the owner of a group refuse what its raft should not see. The
+// functions run on a reader's goroutine and must not block; any may be nil.
+type Gate struct {
+	// Append judges a request with entries, before raft, whose own way to handle
+	// a full disk deletes the conflicting suffix first.
+	Append func(*raft.AppendEntriesRequest) error
+	// Snapshot judges a snapshot before its bytes are sent: refuse what is not
+	// newer than the local commit index.
+	Snapshot func(*raft.InstallSnapshotRequest) error
+	// Installed is told that raft has installed a snapshot, so that the group
+	// can be closed and opened again (hashicorp/raft#697).
+	Installed func(*raft.InstallSnapshotRequest)
+}
+
+// inflight is a request raft has and has not answered.
+type inflight struct {
+	answers chan raft.RPCResponse
+	c       *conn // nil: nobody waits (Poke)
+	h       header
+}
+
+// beat is a heartbeat that waits for the fast path.
+type beat struct {
+	c       *conn
+	h       header
+	request raft.WithRPCHeader
+}
+
+// Transport is one group's raft.Transport. Requests of peers go to raft's
+// consumer channel or, for heartbeats, to its handler; answers are collected by
+// one goroutine, which exists only while something is unanswered.
+type Transport struct {
+	m        *Mux
+	group    uint32
+	consumer chan raft.RPC
+	handler  atomic.Pointer[func(raft.RPC)]
+	gate     atomic.Pointer[Gate]
+	installs installs
+
+	mu      sync.Mutex
+	pending fifo[inflight] // in the order raft takes them
+	beats   []beat
+	spare   []beat
+	running bool // the goroutine exists
+	closed  bool
+	wake    chan struct{}
+	done    chan struct{}
+	hurry   chan struct{} // closed by Interrupt
+	hurried sync.Once
+}
+
+// Group returns the transport of a raft group; the same one until it is closed.
+// Raft closes it when it has shut down, and the group can be opened again.
+func (m *Mux) Group(id uint32) *Transport {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	old := *m.groups.Load()
+	if t := old[id]; t != nil {
+		return t
+	}
+	t := &Transport{m: m, group: id, consumer: make(chan raft.RPC, consumerDepth),
+		wake: make(chan struct{}, 1), done: make(chan struct{}), hurry: make(chan struct{})}
+	m.replaceGroups(old, id, t)
+	return t
+}
+
+// replaceGroups copies the map with one entry changed; mu is held.
+func (m *Mux) replaceGroups(old map[uint32]*Transport, id uint32, t *Transport) {
+	groups := make(map[uint32]*Transport, len(old)+1)
+	for k, v := range old {
+		groups[k] = v
+	}
+	if groups[id] = t; t == nil {
+		delete(groups, id)
+	}
+	m.groups.Store(&groups)
+}
+
+func (m *Mux) groupOf(id uint32) *Transport { return (*m.groups.Load())[id] }
+
+// Poke tells the local replica of a group to stand for election at once, as if
+// the leader had handed over to it. Whether it should is the caller's to know.
+func (m *Mux) Poke(group uint32) error {
+	t := m.groupOf(group)
+	if t == nil {
+		return fmt.Errorf("poke group %d: %w", group, ErrNoGroup)
+	}
+	request := &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: m.self, Addr: m.self}}
+	if s := t.deliver(nil, header{kind: kindTimeoutNow, group: group}, request); s != statusOK {
+		return fmt.Errorf("poke group %d: %w", group, remoteError("self", s, nil))
+	}
+	return nil
+}
+
+// SetGate replaces the group's gate.
+func (t *Transport) SetGate(g Gate) { t.gate.Store(&g) }
+
+// Interrupt ends the waiting of appends for peers without a connection, now and
+// later. Call it before raft's Shutdown, which waits for them.
+func (t *Transport) Interrupt() { t.hurried.Do(func() { close(t.hurry) }) }
+
+// Close takes the group off the mux; peers are told that it does not run here.
+func (t *Transport) Close() error {
+	t.m.mu.Lock()
+	if old := *t.m.groups.Load(); old[t.group] == t {
+		t.m.replaceGroups(old, t.group, nil)
+	}
+	t.m.mu.Unlock()
+	t.Interrupt()
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.closed {
+		t.closed = true
+		close(t.done)
+	}
+	return nil
+}
+
+// serveRaft hands a request to its group. An error ends the connection.
+func (m *Mux) serveRaft(c *conn, h header, body []byte) error {
+	if h.kind < kindAppend || h.kind > kindTimeoutNow {
+		c.refuse(h, statusNoHandler, "")
+		return nil
+	}
+	if h.request == 0 {
+		return fmt.Errorf("raft request without an id: %w", errSpoke)
+	}
+	t := m.groupOf(h.group)
+	if t == nil {
+		c.refuse(h, statusNoGroup, "")
+		return nil
+	}
+	request, err := decodeRequest(h.kind, body, c.peerBytes)
+	if err == nil && !bytes.Equal(request.GetRPCHeader().ID, c.peerBytes) {
+		err = fmt.Errorf("raft server %q speaks on the connection of %s", request.GetRPCHeader().ID, c.peer)
+	}
+	if err != nil {
+		m.metrics.dropped.WithLabelValues("malformed").Inc()
+		c.refuse(h, statusMalformed, err.Error())
+		return nil
+	}
+	if err := t.admit(request); err != nil {
+		s, text := errorStatus(err)
+		c.refuse(h, s, text)
+		return nil
+	}
+	switch s := t.deliver(c, h, request); s {
+	case statusOK:
+	case statusBusy:
+		m.metrics.busy.WithLabelValues("group").Inc()
+		c.refuse(h, s, "")
+	default:
+		c.refuse(h, s, "")
+	}
+	return nil
+}
+
+// admit asks the gate about a request with entries.
+func (t *Transport) admit(request any) error {
+	a, ok := request.(*raft.AppendEntriesRequest)
+	if !ok || len(a.Entries) == 0 {
+		return nil
+	}
+	if g := t.gate.Load(); g != nil && g.Append != nil {
+		return g.Append(a)
+	}
+	return nil
+}
+
+// deliver puts a request before raft, without waiting.
+func (t *Transport) deliver(c *conn, h header, request raft.WithRPCHeader) status {
+	a, isAppend := request.(*raft.AppendEntriesRequest)
+	isBeat := isAppend && heartbeat(a) && t.handler.Load() != nil
+	t.mu.Lock()
+	s := statusOK
+	switch {
+	case t.closed:
+		s = statusNoGroup
+	case isBeat && len(t.beats) >= beatsMax:
+		s = statusBusy
+	case isBeat:
+		t.beats = append(t.beats, beat{c, h, request})
+	default:
+		answers := t.m.answerChannel()
+		select {
+		case t.consumer <- raft.RPC{Command: request, RespChan: answers}:
+			t.pending.push(inflight{answers, c, h})
+		default:
+			s = statusBusy
+		}
+	}
+	start := s == statusOK && !t.running
+	t.running = t.running || start
+	t.mu.Unlock()
+	if s != statusOK {
+		return s
+	}
+	if start {
+		t.m.spawn(t.work)
+		return s
+	}
+	select {
+	case t.wake <- struct{}{}:
+	default:
+	}
+	return s
+}
+
+func (m *Mux) answerChannel() chan raft.RPCResponse {
+	if ch, ok := m.answers.Get().(chan raft.RPCResponse); ok {
+		return ch
+	}
+	return make(chan raft.RPCResponse, 1)
+}
+
+// work runs heartbeats and collects answers until nothing is unanswered. Raft
+// answers what came through the consumer in order, so waiting for the oldest is
+// enough; heartbeats pass by.
+func (t *Transport) work() {
+	for {
+		beats, head, ok := t.next()
+		if !ok {
+			return
+		}
+		for i := range beats {
+			t.beat(&beats[i])
+		}
+		if head.answers == nil {
+			continue
+		}
+		select {
+		case r := <-head.answers:
+			t.mu.Lock()
+			t.pending.pop()
+			t.mu.Unlock()
+			t.answer(head.c, head.h, r)
+			t.m.answers.Put(head.answers)
+		case <-t.wake:
+		case <-t.m.done:
+			return
+		case <-t.done:
+			t.abandon()
+			return
+		}
+	}
+}
+
+// next takes the heartbeats that wait and looks at the oldest request; false
+// when there is neither, and the goroutine must end.
+func (t *Transport) next() (beats []beat, head inflight, ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	clear(t.spare[:cap(t.spare)])
+	beats = t.beats
+	t.beats, t.spare = t.spare[:0], t.beats
+	if t.pending.len() > 0 {
+		head = t.pending.first()
+	}
+	if len(beats) == 0 && head.answers == nil {
+		t.running = false
+		return nil, head, false
+	}
+	return beats, head, true
+}
+
+// beat runs raft's heartbeat handler. A raft that is shutting down ignores it.
+func (t *Transport) beat(b *beat) {
+	answers := t.m.answerChannel()
+	fn := t.handler.Load()
+	if fn == nil {
+		b.c.refuse(b.h, statusNoGroup, "")
+		return
+	}
+	(*fn)(raft.RPC{Command: b.request, RespChan: answers})
+	select {
+	case r := <-answers:
+		t.answer(b.c, b.h, r)
+		t.m.answers.Put(answers)
+	default:
+		b.c.refuse(b.h, statusNoGroup, "")
+	}
+}
+
+func (t *Transport) answer(c *conn, h header, r raft.RPCResponse) {
+	if c == nil {
+		return
+	}
+	if s, text := errorStatus(r.Error); s != statusOK {
+		c.refuse(h, s, text)
+		return
+	}
+	f := t.m.frames.get(responseBytesMax)
+	var err error
+	if f.buf, err = encodeResponse(f.buf, r.Response, t.m.self); err != nil {
+		t.m.frames.put(f)
+		c.refuse(h, statusError, err.Error())
+		return
+	}
+	c.respond(h, f)
+}
+
+// abandon answers what a closed group's raft no longer will.
+func (t *Transport) abandon() {
+	t.mu.Lock()
+	pending, beats := t.pending, t.beats
+	t.pending, t.beats, t.running = fifo[inflight]{}, nil, false
+	t.mu.Unlock()
+	for pending.len() > 0 {
+		if in := pending.pop(); in.c != nil {
+			in.c.refuse(in.h, statusNoGroup, "")
+		}
+	}
+	for _, b := range beats {
+		b.c.refuse(b.h, statusNoGroup, "")
+	}
+}
