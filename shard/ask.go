@@ -1,0 +1,203 @@
+package shard
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// The questions nodes ask each other, by the first byte of the body. Answers
+// are JSON but for readings, which are many.
+const (
+	askReadings    = 'r'
+	askDevice      = 'd'
+	askDevices     = 'D'
+	askAnomalies   = 'a'
+	askQuarantine  = 'q'
+	askRemove      = 'Q'
+	askStatus      = 's'
+	askCounts      = 'l'
+	askLeaders     = 'L'
+	askDigests     = 'g'
+	answerOK       = 0
+	answerElse     = 1 // not the leader; the leader's peer id follows
+	answerNotFound = 2
+	answerError    = 3 // the text follows
+)
+
+// listQuestion asks a node for the part of a list that the shards led by it
+// hold.
+type listQuestion struct {
+	After   string
+	Limit   int
+	Anomaly AnomalyFilter
+	Removed []uint64
+}
+
+// listAnswer is that part, and which shards it covers.
+type listAnswer struct {
+	Shards     []telemetry.ShardID
+	Devices    []Device                            `json:",omitempty"`
+	Anomalies  []telemetry.Anomaly                 `json:",omitempty"`
+	Quarantine map[telemetry.ShardID][]Quarantined `json:",omitempty"`
+	Counts     map[telemetry.ShardID]Counts        `json:",omitempty"`
+}
+
+// Answer answers one question of another node (or of this one). It may wait for
+// the store and for a quorum, so it runs on a goroutine of its own.
+func (h *Host) Answer(ctx context.Context, group uint32, body []byte) []byte {
+	if len(body) == 0 {
+		return appendAnswer(nil, nil, errors.New("empty question"))
+	}
+	out, err := h.answer(ctx, group, body[0], body[1:])
+	return appendAnswer(nil, out, err)
+}
+
+func appendAnswer(dst, out []byte, err error) []byte {
+	var nl *NotLeaderError
+	switch {
+	case err == nil:
+		return append(append(dst, answerOK), out...)
+	case errors.As(err, &nl):
+		return append(append(dst, answerElse), nl.Leader...)
+	case errors.Is(err, ErrNotFound):
+		return append(append(dst, answerNotFound), err.Error()...)
+	default:
+		return append(append(dst, answerError), err.Error()...)
+	}
+}
+
+func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
+	if len(b) == 0 {
+		return nil, errors.New("empty answer")
+	}
+	switch text := string(b[1:]); b[0] {
+	case answerOK:
+		return b[1:], nil
+	case answerElse:
+		return nil, &NotLeaderError{Shard: shard, Leader: text}
+	case answerNotFound:
+		return nil, fmt.Errorf("%s: %w", strings.TrimSuffix(text, ": "+ErrNotFound.Error()), ErrNotFound)
+	default:
+		text = strings.TrimSuffix(text, ": "+store.ErrUnavailable.Error())
+		return nil, fmt.Errorf("shard %d: %s: %w", shard, text, store.ErrUnavailable)
+	}
+}
+
+func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
+	switch ask {
+	case askReadings, askDevice, askRemove:
+		s, ok := h.Shard(ShardOfGroup(group))
+		if !ok {
+			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
+		}
+		return s.answerOne(ctx, ask, body)
+	case askStatus, askDigests:
+		var out []ReplicaStatus
+		for _, s := range h.all() {
+			out = append(out, s.Status(ask == askDigests))
+		}
+		return json.Marshal(out)
+	case askLeaders:
+		return h.answerLeaders(body)
+	case askDevices, askAnomalies, askQuarantine, askCounts:
+		return h.answerList(ask, body)
+	}
+	return nil, fmt.Errorf("unknown question %q: the asking node is of a later version", ask)
+}
+
+func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, error) {
+	switch ask {
+	case askReadings:
+		q, err := decodeQuery(body)
+		if err != nil {
+			return nil, err
+		}
+		points, err := s.Readings(ctx, q)
+		return appendPoints(nil, points), err
+	case askDevice:
+		if err := s.Verify(); err != nil {
+			return nil, err
+		}
+		d, err := s.Device(string(body))
+		if err != nil {
+			return nil, err
+		}
+		return json.Marshal(d)
+	default:
+		var q listQuestion
+		if err := json.Unmarshal(body, &q); err != nil {
+			return nil, fmt.Errorf("decode question: %w", err)
+		}
+		return nil, s.RemoveQuarantined(ctx, q.Removed...)
+	}
+}
+
+// answerLeaders tells, per shard asked for, the leader this node knows.
+func (h *Host) answerLeaders(body []byte) ([]byte, error) {
+	r := wire.NewReader(body)
+	var b []byte
+	for range r.Count(1) {
+		id := telemetry.ShardID(r.Uint())
+		s, ok := h.Shard(id)
+		if !ok {
+			continue
+		}
+		_, leader := s.raft.LeaderWithID()
+		b = wire.AppendUint(b, uint64(id))
+		b = wire.AppendString(b, string(leader))
+	}
+	return b, r.Err()
+}
+
+// answerList gathers from every shard this node provably leads.
+func (h *Host) answerList(ask byte, body []byte) ([]byte, error) {
+	var q listQuestion
+	if err := json.Unmarshal(body, &q); err != nil {
+		return nil, fmt.Errorf("decode question: %w", err)
+	}
+	out := listAnswer{Quarantine: map[telemetry.ShardID][]Quarantined{}, Counts: map[telemetry.ShardID]Counts{}}
+	for _, s := range h.led() {
+		out.Shards = append(out.Shards, s.id)
+		switch ask {
+		case askDevices:
+			out.Devices = append(out.Devices, s.Devices(q.After, q.Limit)...)
+		case askAnomalies:
+			out.Anomalies = append(out.Anomalies, s.Anomalies(q.Anomaly)...)
+		case askQuarantine:
+			out.Quarantine[s.id] = s.Quarantined()
+		case askCounts:
+			out.Counts[s.id] = s.Counts()
+		}
+	}
+	return json.Marshal(out)
+}
+
+// led returns the shards this node leads by its quorum's word.
+func (h *Host) led() []*Shard {
+	all := h.all()
+	ok := make([]bool, len(all))
+	var wg sync.WaitGroup
+	for i, s := range all {
+		if s.raft.State() == raft.Leader {
+			wg.Go(func() { ok[i] = s.Verify() == nil })
+		}
+	}
+	wg.Wait()
+	var out []*Shard
+	for i, s := range all {
+		if ok[i] {
+			out = append(out, s.Shard)
+		}
+	}
+	return out
+}

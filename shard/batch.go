@@ -1,0 +1,186 @@
+package shard
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/telemetry"
+	"github.com/sluice-iot/sluice/telemetry/block"
+)
+
+// batch compacts pending blocks: repeats out, dictionaries sorted, rows sorted
+// by device, sensor, time and log order.
+func (f *flusher) batch(from, to uint64, blocks []*pendingBlock) (*telemetry.Batch, error) {
+	g := gatherer{devices: newDictionary(), sensors: newDictionary()}
+	for _, p := range blocks {
+		g.rows = slices.Grow(g.rows, int(p.rows))
+		err := f.eachReading(p, &g.block, func(e *block.Entry, rd *block.Reading, k mark) {
+			g.rows = append(g.rows, telemetry.Row{
+				Time: e.Time, Received: e.Received, Value: rd.Value.Float64(),
+				Device: g.devices.of(g.block.Devices[e.Device]), Sensor: g.sensors.of(g.block.Sensors[rd.Sensor]),
+				Score: k.score, Quality: k.quality,
+			})
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	return &telemetry.Batch{
+		Namespace: namespace, Shard: f.shard.id, From: from, To: to,
+		Devices: g.devices.sort(), Sensors: g.sensors.sort(), Rows: g.sorted(),
+	}, nil
+}
+
+type gatherer struct {
+	block            block.Block
+	devices, sensors dictionary
+	rows             []telemetry.Row
+}
+
+// sorted renames the rows to the sorted dictionaries and sorts them by device,
+// sensor, time and log order: two stable counting passes, and a sort of those
+// series whose readings did not come in the order of their time.
+func (g *gatherer) sorted() []telemetry.Row {
+	for i := range g.rows {
+		r := &g.rows[i]
+		r.Device, r.Sensor = g.devices.rank[r.Device], g.sensors.rank[r.Sensor]
+	}
+	spare := make([]telemetry.Row, len(g.rows))
+	countingSort(spare, g.rows, len(g.sensors.names), func(r *telemetry.Row) uint32 { return r.Sensor })
+	countingSort(g.rows, spare, len(g.devices.names), func(r *telemetry.Row) uint32 { return r.Device })
+	byTime := func(a, b telemetry.Row) int { return cmp.Compare(a.Time, b.Time) }
+	for from := 0; from < len(g.rows); {
+		to := from + 1
+		for to < len(g.rows) && g.rows[to].Device == g.rows[from].Device && g.rows[to].Sensor == g.rows[from].Sensor {
+			to++
+		}
+		if series := g.rows[from:to]; !slices.IsSortedFunc(series, byTime) {
+			slices.SortStableFunc(series, byTime)
+		}
+		from = to
+	}
+	return g.rows
+}
+
+// countingSort copies src to dst in the order of key, which is below n.
+func countingSort(dst, src []telemetry.Row, n int, key func(*telemetry.Row) uint32) {
+	starts := make([]int, n+1)
+	for i := range src {
+		starts[key(&src[i])+1]++
+	}
+	for k := range n {
+		starts[k+1] += starts[k]
+	}
+	for i := range src {
+		k := key(&src[i])
+		dst[starts[k]] = src[i]
+		starts[k]++
+	}
+}
+
+// dictionary numbers strings in order of appearance and ranks them at the end.
+type dictionary struct {
+	index map[string]uint32
+	names []string
+	rank  []uint32 // number of appearance -> number in sorted order
+}
+
+func newDictionary() dictionary { return dictionary{index: map[string]uint32{}} }
+
+func (d *dictionary) of(s string) uint32 {
+	if i, ok := d.index[s]; ok {
+		return i
+	}
+	s = strings.Clone(s) // the block's memory is reused
+	i := uint32(len(d.names))
+	d.index[s] = i
+	d.names = append(d.names, s)
+	return i
+}
+
+// sort returns the names in order and fills rank.
+func (d *dictionary) sort() []string {
+	sorted := slices.Clone(d.names)
+	slices.Sort(sorted)
+	d.rank = make([]uint32, len(sorted))
+	for r, s := range sorted {
+		d.rank[d.index[s]] = uint32(r)
+	}
+	return sorted
+}
+
+// eachReading calls fn for every reading of a pending block that becomes a row.
+func (f *flusher) eachReading(p *pendingBlock, b *block.Block, fn func(*block.Entry, *block.Reading, mark)) error {
+	if p.rows == 0 {
+		return nil
+	}
+	data, err := f.shard.fsm.blockData(p)
+	if err != nil {
+		return err
+	}
+	if err := b.Decode(data); err != nil {
+		return fmt.Errorf("decode pending block %d: %w", p.index, err)
+	}
+	if len(b.Readings) != len(p.marks) {
+		return fmt.Errorf("pending block %d has %d readings, %d are marked", p.index, len(b.Readings), len(p.marks))
+	}
+	for i := range b.Messages {
+		e := &b.Messages[i]
+		for k := e.Readings.From; k < e.Readings.To; k++ {
+			if !p.marks[k].drop {
+				fn(e, &b.Readings[k], p.marks[k])
+			}
+		}
+	}
+	return nil
+}
+
+// pendingPoints answers a query from blocks above an index.
+func (f *flusher) pendingPoints(blocks []*pendingBlock, above uint64, q store.Query) ([]store.Point, error) {
+	var out []store.Point
+	var b block.Block
+	names := newDictionary()
+	for _, p := range blocks {
+		if p.index <= above {
+			continue
+		}
+		err := f.eachReading(p, &b, func(e *block.Entry, rd *block.Reading, k mark) {
+			if b.Devices[e.Device] != q.Device {
+				return
+			}
+			pt := store.Point{Time: e.Time, Received: e.Received, Sensor: b.Sensors[rd.Sensor], Value: rd.Value.Float64(), Score: k.score, Quality: k.quality}
+			if q.Matches(&pt) {
+				pt.Sensor = names.names[names.of(pt.Sensor)]
+				out = append(out, pt)
+			}
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(out, func(a, b store.Point) int { return a.Compare(&b) })
+	return out, nil
+}
+
+// mergePoints merges two ascending answers and cuts the result at limit. A
+// point in both is one reading that is moving from one to the other.
+func mergePoints(a, b []store.Point, limit int) []store.Point {
+	if len(b) == 0 && len(a) <= limit {
+		return a
+	}
+	out := make([]store.Point, 0, min(limit, len(a)+len(b)))
+	for len(out) < limit && (len(a) > 0 || len(b) > 0) {
+		switch {
+		case len(b) == 0 || len(a) > 0 && a[0].Compare(&b[0]) < 0:
+			out, a = append(out, a[0]), a[1:]
+		case len(a) == 0 || b[0].Compare(&a[0]) < 0:
+			out, b = append(out, b[0]), b[1:]
+		default:
+			out, a, b = append(out, a[0]), a[1:], b[1:]
+		}
+	}
+	return out
+}

@@ -1,0 +1,54 @@
+// Package shard is the heart of Sluice: one shard is one raft group over the
+// node's shared log, with a deterministic state machine on every replica that
+// deduplicates, keeps the devices' latest values, scores every reading and
+// remembers what the store does not hold yet. A Host runs the replicas of a
+// node, a Router finds a shard's leader from any node and asks it.
+//
+// # What it owns
+//
+// Per replica: a raft instance with its transport, the state machine, snapshots
+// under HostConfig.Dir, and five goroutines (propose, answer, lead, verify,
+// flush) beside raft's own. Per Host: one goroutine that takes snapshots, and
+// short ones for elections and hand-overs. It owns neither the log nor the store
+// nor a socket; those are Deps.
+//
+// # Invariants
+//
+//   - The state is a function of the log: no clock, no randomness, no map order.
+//     Replicas that applied the same entries have equal digests, whether they
+//     applied them one by one or began from a snapshot.
+//   - A block of an (origin, epoch) applies if its sequence is last+1. A repeat
+//     gets its first answer, a gap says from where to send again, anything else
+//     is unknown and must never be acknowledged.
+//   - durable <= watermark <= applied, and log floor <= durable: no entry leaves
+//     the log before this replica's store (or the shared database) holds its rows.
+//   - A row that is answered by a query comes from the store up to durable or
+//     from pending blocks above it, never from both and never from neither.
+//   - received = quarantined + duplicate + applied, applied = flushed + pending
+//     (refusals are counted by the node that refused).
+//
+// # Promises under concurrency and failure
+//
+// All exported methods may be called from any goroutine. Propose never blocks
+// and its reply is called exactly once, never on the caller's goroutine. After
+// NotLeaderError and ErrBusy an entry is certainly not in the log; after any
+// other error its fate is unknown until the same block is sent again. Verify
+// answers after one round to a quorum, shared by all who wait. Close answers
+// everything that waits before raft stops. An entry or a snapshot that cannot be
+// understood is refused, alike on every replica; it stops none.
+//
+// # What it does not do
+//
+// It does not place shards (cluster/placement), decide who is dead
+// (cluster/detector), fetch segments that a rebuilt replica lacks (its owner
+// does, see Host.Stored), or serve sessions: their entry kinds are answered with
+// a KindError. It changes no membership of a group.
+//
+// FORMAT.md has the bytes, DESIGN.md the reasons.
+//
+//	host, err := shard.OpenHost(logger, reg, cfg, deps)
+//	err = host.Reconcile(table)                   // opens the replicas that live here
+//	router := shard.NewRouter(host, caller, directory)
+//	router.Propose(id, block, func(res shard.Result, err error) { ... })
+//	points, err := router.Readings(ctx, query)    // flushed and unflushed rows as one
+package shard

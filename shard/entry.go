@@ -1,0 +1,99 @@
+package shard
+
+import (
+	"fmt"
+
+	"github.com/sluice-iot/sluice/internal/wire"
+)
+
+// EntryKind names what an entry of the log is. A block of telemetry is stored
+// as it is, its first byte being the block format's version (below 0x80); every
+// other entry begins with controlBit | kind. FORMAT.md draws both.
+type EntryKind byte
+
+// The kinds of entries; the numbers are part of the log format.
+const (
+	EntryBlock            EntryKind = 0 // telemetry, as the connected node encoded it
+	EntryTime             EntryKind = 1 // the leader's clock, proposed when a timer is due
+	EntryFlush            EntryKind = 2 // embedded store: every replica writes the named range
+	EntryFlushed          EntryKind = 3 // shared database: the range is committed there
+	EntrySession          EntryKind = 4 // an operation on a client's session
+	EntryMessage          EntryKind = 5 // a message that is not telemetry
+	EntryQuarantineRemove EntryKind = 6 // quarantined messages replayed or dropped by an operator
+	EntryDelete           EntryKind = 7 // reserved: a device is deleted everywhere
+)
+
+const (
+	controlBit     = 0x80
+	controlVersion = 1
+	// namespace is the tenant of every entry until tenants exist.
+	namespace = 0
+)
+
+// Kind tells what kind of entry data is.
+func Kind(data []byte) EntryKind {
+	if len(data) == 0 || data[0] < controlBit {
+		return EntryBlock
+	}
+	return EntryKind(data[0] &^ controlBit)
+}
+
+// appendControl begins a control entry: kind, version, namespace.
+func appendControl(dst []byte, kind EntryKind) []byte {
+	dst = append(dst, controlBit|byte(kind), controlVersion)
+	return wire.AppendUint(dst, namespace)
+}
+
+// controlBody checks the head of a control entry and returns its body.
+func controlBody(data []byte) (*wire.Reader, error) {
+	r := wire.NewReader(data)
+	kind, version, ns := r.Byte()&^controlBit, r.Byte(), r.Uint()
+	switch {
+	case r.Err() != nil:
+		return nil, fmt.Errorf("decode head of entry: %w", r.Err())
+	case version != controlVersion:
+		return nil, fmt.Errorf("entry of kind %d has version %d, this node reads version %d: upgrade it", kind, version, controlVersion)
+	case ns != namespace:
+		return nil, fmt.Errorf("entry of kind %d is of namespace %d, which this node does not serve", kind, ns)
+	}
+	return r, nil
+}
+
+// timeEntry carries the leader's clock in microseconds.
+func timeEntry(now int64) []byte { return wire.AppendInt(appendControl(nil, EntryTime), now) }
+
+// flushEntry orders every replica to write (from, to] to its own store.
+// Previous is the last range the leader has written, with its digest, so that
+// every replica compares its own rows with the leader's.
+type flushEntry struct {
+	From, To   uint64
+	PreviousTo uint64
+	Previous   [16]byte
+}
+
+func (e flushEntry) encode() []byte {
+	b := appendControl(nil, EntryFlush)
+	b = wire.AppendUint(b, e.From)
+	b = wire.AppendUint(b, e.To)
+	b = wire.AppendUint(b, e.PreviousTo)
+	return append(b, e.Previous[:]...)
+}
+
+func decodeFlush(r *wire.Reader) (e flushEntry, err error) {
+	e.From, e.To, e.PreviousTo = r.Uint(), r.Uint(), r.Uint()
+	copy(e.Previous[:], r.Bytes(len(e.Previous)))
+	return e, r.Err()
+}
+
+// flushedEntry says that the shared database holds everything up to To.
+func flushedEntry(to uint64) []byte {
+	return wire.AppendUint(appendControl(nil, EntryFlushed), to)
+}
+
+func quarantineRemoveEntry(ids []uint64) []byte {
+	b := wire.AppendUint(appendControl(nil, EntryQuarantineRemove), uint64(len(ids)))
+	for _, id := range ids {
+		b = wire.AppendUint(b, id)
+	}
+	return b
+}

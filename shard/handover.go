@@ -1,0 +1,114 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+)
+
+// HandOverAll gives every leadership of this node to other replicas, before the
+// node stops or while it drains. What could not be handed over is reported; it
+// costs an election, nothing else.
+func (h *Host) HandOverAll(ctx context.Context) error {
+	h.mu.Lock()
+	h.draining = true
+	h.mu.Unlock()
+	var errs []error
+	for _, s := range h.all() {
+		if ctx.Err() != nil {
+			return errors.Join(append(errs, ctx.Err())...)
+		}
+		if err := h.giveAway(s); err != nil {
+			errs = append(errs, fmt.Errorf("hand over shard %d: %w", s.id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// errNobody answers a hand-over without a replica to hand over to.
+var errNobody = errors.New("no other voter can take it")
+
+// giveAway hands one shard to the first of its heirs that takes it.
+func (h *Host) giveAway(s *hosted) error {
+	if s.raft.State() != raft.Leader {
+		return nil
+	}
+	err := errNobody
+	for _, p := range h.heirs(s) {
+		if err = s.HandOver(p); err == nil || s.raft.State() != raft.Leader {
+			return nil
+		}
+	}
+	return err
+}
+
+// heirs lists the voters that may lead a shard instead of this node: the
+// preferred one first, the others from a place that depends on the shard, so
+// that the leaderships of a node spread over those that remain. A peer that
+// cannot be reached or is draining itself is none.
+func (h *Host) heirs(s *hosted) []string {
+	f := s.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	servers := f.Configuration().Servers
+	var out []string
+	for i := range servers {
+		srv := servers[(int(s.id)+i)%len(servers)]
+		p := string(srv.ID)
+		switch {
+		case srv.Suffrage != raft.Voter || !h.mayLead(p):
+		case p == s.replica.Preferred:
+			out = append([]string{p}, out...)
+		default:
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+func (h *Host) mayLead(peer string) bool {
+	return peer != h.cfg.Self && h.deps.Transport.Connected(peer) && (h.deps.Draining == nil || !h.deps.Draining(peer))
+}
+
+// leads hears that a replica here has won an election. A draining node gives
+// the leadership away again: its peers may not know yet that it drains, and
+// hand to the preferred replica whatever is its.
+func (h *Host) leads(s *Shard) {
+	h.mu.RLock()
+	hs, draining := h.shards[s.id], h.draining
+	h.mu.RUnlock()
+	if draining && hs != nil {
+		h.background(func() {
+			if err := h.giveAway(hs); err != nil {
+				s.logger.Debug("leadership stays with a draining node", "err", err)
+			}
+		})
+	}
+}
+
+// balance hands leaderships to the replicas that should have them, a few at a
+// time.
+func (h *Host) balance() {
+	h.mu.RLock()
+	draining := h.draining
+	h.mu.RUnlock()
+	if draining {
+		return
+	}
+	moved := 0
+	for _, s := range h.all() {
+		p := s.replica.Preferred
+		if moved == handOversATick || p == "" || s.raft.State() != raft.Leader || s.readable.Load() == 0 || !h.mayLead(p) {
+			continue
+		}
+		moved++
+		if err := s.HandOver(p); err != nil {
+			s.logger.Debug("leadership stays", "peer", p, "err", err)
+			continue
+		}
+		h.metrics.handOvers.Inc()
+	}
+}

@@ -1,0 +1,315 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/raft"
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// GroupOf is the raft group of a shard; group 0 is the meta group.
+func GroupOf(s telemetry.ShardID) uint32 { return uint32(s) + 1 }
+
+// ShardOfGroup is the inverse of GroupOf.
+func ShardOfGroup(group uint32) telemetry.ShardID { return telemetry.ShardID(group - 1) }
+
+// HostConfig is what a node's shards have in common.
+type HostConfig struct {
+	Self  string // peer id of this node
+	Dir   string // snapshots live in Dir/<shard>
+	Flush FlushConfig
+	// FlushesMax is how many flushes a node runs at once (default 2): more only
+	// compete for the disk or for the database's connections.
+	FlushesMax int
+	Limits     Limits // zero is the default of each
+}
+
+// Validate returns every problem of the configuration.
+func (c *HostConfig) Validate() error {
+	var errs []error
+	if c.Self == "" {
+		errs = append(errs, errors.New("self: peer id is empty"))
+	}
+	if c.Dir == "" {
+		errs = append(errs, errors.New("dir: directory for snapshots is empty"))
+	}
+	if c.Flush.Interval <= 0 {
+		errs = append(errs, fmt.Errorf("flush.interval is %v: use a positive duration, 30s for the embedded store, 1s for a database", c.Flush.Interval))
+	}
+	if c.Flush.RowsMax <= 0 {
+		errs = append(errs, fmt.Errorf("flush.rows_max is %d: use a positive number, 100000 for example", c.Flush.RowsMax))
+	}
+	if c.FlushesMax <= 0 {
+		errs = append(errs, fmt.Errorf("flushes_max is %d: use 1 to 8", c.FlushesMax))
+	}
+	return errors.Join(errs...)
+}
+
+// Replica says where one shard lives; every node with the same table opens the
+// same raft group.
+type Replica struct {
+	Shard     telemetry.ShardID
+	Peers     []string // peer ids of all replicas, in the order of the table
+	Preferred string   // peer id of the replica that should lead
+	// Seed is true for the table the cluster was created with: its replicas
+	// start the group together. A replica that is added later is started by the
+	// group's leader, never by itself.
+	Seed bool
+}
+
+// Transport is the part of the node-to-node transport that hosting needs.
+type Transport interface {
+	// Group returns the raft transport of a group; it is closed with its raft.
+	Group(group uint32) raft.Transport
+	// Poke makes the group's replica on this node stand for election at once.
+	Poke(group uint32) error
+	// Connected reports whether a peer can be reached right now.
+	Connected(peer string) bool
+}
+
+// SnapshotNotifier is implemented by a Transport that can tell when raft has
+// installed a snapshot from a leader. The group is then closed and opened again
+// if its log reached as far as the snapshot: raft 1.8.0 goes on with the cached
+// end of a log that it has emptied (hashicorp/raft#697), and such a replica
+// would never accept an append again.
+type SnapshotNotifier interface {
+	// OnSnapshot calls offered before the first byte of a snapshot is read and
+	// installed when raft runs on it; neither may block.
+	OnSnapshot(group uint32, offered, installed func(*raft.InstallSnapshotRequest))
+}
+
+// Deps is what the Host is given.
+type Deps struct {
+	Log       func(group uint32) Log
+	Transport Transport
+	Stores    Stores
+	Detector  *anomaly.Detector
+	Emit      func([]Event) // anomaly events of shards led here; must not block
+	// Draining reports whether a peer gives its leaderships away, so that none is
+	// handed to it; nil is nobody. It must not block.
+	Draining func(peer string) bool
+}
+
+// Host runs the replicas of one node.
+type Host struct {
+	logger  *slog.Logger
+	metrics *metrics
+	cfg     HostConfig
+	deps    Deps
+	slots   chan struct{}
+
+	mu       sync.RWMutex
+	shards   map[telemetry.ShardID]*hosted
+	draining bool
+	closed   bool
+
+	ctx  context.Context // ends when the host closes; the lifetime of its goroutines
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+type hosted struct {
+	*Shard
+	replica    Replica
+	leaderless time.Time     // since when no leader is known; zero while one is. Owned by Run
+	logEnd     atomic.Uint64 // of the log when a snapshot was offered
+}
+
+// OpenHost starts with no shard; Reconcile opens them.
+func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, deps Deps) (*Host, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	h := &Host{
+		logger: logger, metrics: newMetrics(reg), cfg: cfg, deps: deps,
+		slots:  make(chan struct{}, cfg.FlushesMax),
+		shards: map[telemetry.ShardID]*hosted{}, ctx: ctx, stop: cancel,
+	}
+	h.done.Go(func() { h.keepSnapshots(ctx) })
+	return h, nil
+}
+
+// Reconcile opens the replicas of the table that live here and are not open.
+func (h *Host) Reconcile(table []Replica) error {
+	for _, r := range table {
+		if !slices.Contains(r.Peers, h.cfg.Self) {
+			continue
+		}
+		h.mu.RLock()
+		_, open := h.shards[r.Shard]
+		h.mu.RUnlock()
+		if open {
+			continue
+		}
+		if err := h.open(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Host) open(r Replica) error {
+	group := GroupOf(r.Shard)
+	cfg := replicaConfig{
+		id: r.Shard, self: h.cfg.Self, flush: h.cfg.Flush, limits: h.cfg.Limits,
+		snapshots: filepath.Join(h.cfg.Dir, fmt.Sprintf("%05d", r.Shard)),
+	}
+	if r.Seed {
+		for _, p := range r.Peers {
+			cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: raft.ServerID(p), Address: raft.ServerAddress(p)})
+		}
+	}
+	trans := h.deps.Transport.Group(group)
+	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
+		log: h.deps.Log(group), trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
+		emit: h.deps.Emit, onLead: h.leads, slots: h.slots,
+	})
+	if err != nil {
+		if c, ok := trans.(raft.WithClose); ok {
+			err = errors.Join(err, c.Close())
+		}
+		return err
+	}
+	hs := &hosted{Shard: s, replica: r, leaderless: time.Now()}
+	h.watchSnapshots(hs)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.shards[r.Shard] = hs
+	return nil
+}
+
+// watchSnapshots opens the replica again when a snapshot has replaced a log that
+// reached as far as the snapshot, see SnapshotNotifier.
+func (h *Host) watchSnapshots(s *hosted) {
+	n, ok := h.deps.Transport.(SnapshotNotifier)
+	if !ok {
+		return
+	}
+	offered := func(*raft.InstallSnapshotRequest) {
+		if last, err := s.log.LastIndex(); err == nil {
+			s.logEnd.Store(last)
+		}
+	}
+	installed := func(r *raft.InstallSnapshotRequest) {
+		if s.logEnd.Load() >= r.LastLogIndex {
+			h.background(func() { h.reopen(s) })
+		}
+	}
+	n.OnSnapshot(GroupOf(s.id), offered, installed)
+}
+
+func (h *Host) reopen(s *hosted) {
+	h.mu.Lock()
+	if h.shards[s.id] != s {
+		h.mu.Unlock()
+		return
+	}
+	delete(h.shards, s.id)
+	h.mu.Unlock()
+	if err := s.close(); err != nil {
+		s.logger.Error("close replica after a snapshot", "err", err)
+	}
+	if h.ctx.Err() != nil {
+		return
+	}
+	if err := h.open(s.replica); err != nil {
+		s.logger.Error("open replica after a snapshot: restart the node", "err", err)
+		return
+	}
+	s.logger.Info("replica opened again after a snapshot over its log")
+}
+
+// background runs f on a goroutine that Close waits for; not at all after it.
+func (h *Host) background(f func()) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	if !h.closed {
+		h.done.Go(f)
+	}
+}
+
+// Shard returns the local replica of a shard.
+func (h *Host) Shard(id telemetry.ShardID) (*Shard, bool) {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	s, ok := h.shards[id]
+	if !ok {
+		return nil, false
+	}
+	return s.Shard, true
+}
+
+// Stored tells, for every replica here, up to which log index its rows should
+// be in the local store.
+func (h *Host) Stored() map[telemetry.ShardID]uint64 {
+	out := map[telemetry.ShardID]uint64{}
+	for _, s := range h.all() {
+		s.fsm.mu.Lock()
+		out[s.id] = s.fsm.pending.durable
+		s.fsm.mu.Unlock()
+	}
+	return out
+}
+
+// Fetched counts segments that were fetched from peers.
+func (h *Host) Fetched(n int) { h.metrics.fetched.Add(float64(n)) }
+
+// all returns the local replicas in the order of their ids.
+func (h *Host) all() []*hosted {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	out := make([]*hosted, 0, len(h.shards))
+	for _, s := range h.shards {
+		out = append(out, s)
+	}
+	slices.SortFunc(out, func(a, b *hosted) int { return int(a.id) - int(b.id) })
+	return out
+}
+
+// snapshotCheck is how often the log's growth is compared with the snapshots.
+const snapshotCheck = time.Second
+
+func (h *Host) keepSnapshots(ctx context.Context) {
+	tick := time.NewTicker(snapshotCheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			for _, s := range h.all() {
+				s.maybeSnapshot()
+			}
+		}
+	}
+}
+
+// Close stops every replica. Entries committed and not applied yet are applied
+// again after the next start. The contexts of Run and PeerDown end before it.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	h.closed = true
+	h.mu.Unlock()
+	h.stop()
+	h.done.Wait()
+	var wg sync.WaitGroup
+	all := h.all()
+	errs := make([]error, len(all))
+	for i, s := range all {
+		wg.Go(func() { errs[i] = s.close() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}

@@ -1,0 +1,52 @@
+package shard
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promauto"
+
+	"github.com/sluice-iot/sluice/anomaly"
+)
+
+// metrics of all shards of a node; none carries a device, the number of shards
+// per node is bounded.
+type metrics struct {
+	snapshots        prometheus.Counter
+	flushRows        prometheus.Counter
+	flushSeconds     prometheus.Histogram
+	flushErrors      prometheus.Counter
+	digestMismatches prometheus.Counter
+	fetched          prometheus.Counter
+	anomalies        prometheus.Counter
+	stands           prometheus.Counter
+	handOvers        prometheus.Counter
+}
+
+func newMetrics(reg prometheus.Registerer) *metrics {
+	f := promauto.With(reg)
+	return &metrics{
+		snapshots:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_snapshots_total", Help: "Snapshots taken by this node's replicas."}),
+		flushRows:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_rows_total", Help: "Rows written to the store by this node."}),
+		flushSeconds:     f.NewHistogram(prometheus.HistogramOpts{Name: "sluice_shard_flush_duration_seconds", Help: "Time from the first row gathered to the batch durable in the store.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
+		flushErrors:      f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_errors_total", Help: "Flushes that failed and are tried again."}),
+		digestMismatches: f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_digest_mismatches_total", Help: "Ranges whose rows differ from the leader's. Anything above 0 is a defect."}),
+		fetched:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_segments_fetched_total", Help: "Store segments fetched from peers because this replica lacked them."}),
+		anomalies:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_anomalies_opened_total", Help: "Anomalies opened in shards while this node led them."}),
+		stands:           f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_stands_total", Help: "Elections this node stood for at once, without waiting for a timer."}),
+		handOvers:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_hand_overs_total", Help: "Leaderships handed to another replica."}),
+	}
+}
+
+func (m *metrics) flushed(rows int, took time.Duration) {
+	m.flushRows.Add(float64(rows))
+	m.flushSeconds.Observe(took.Seconds())
+}
+
+func (m *metrics) emitted(events []Event) {
+	for i := range events {
+		if events[i].Transition == anomaly.Opened {
+			m.anomalies.Inc()
+		}
+	}
+}

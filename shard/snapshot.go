@@ -1,0 +1,253 @@
+package shard
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/wire"
+)
+
+// A snapshot is: magic, then sections of length and bytes: the state, the
+// bookkeeping of the pending part, every pending block, and an empty section.
+const snapshotMagic = "SLSNAP\x00\x01"
+
+// sectionBytesMax bounds one section; the state of a shard with millions of
+// series stays below it.
+const sectionBytesMax = 4 << 30
+
+// Snapshot implements raft.FSM: it encodes the state, which stops the shard for
+// as long as that takes, and leaves the blocks to Persist.
+func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &snapshot{
+		state:   f.appendState(nil),
+		pending: f.pending.append(nil),
+		blocks:  slices.Clone(f.pending.blocks),
+		fsm:     f,
+	}, nil
+}
+
+type snapshot struct {
+	state, pending []byte
+	blocks         []*pendingBlock // immutable but for data, which mu guards
+	fsm            *fsm
+}
+
+// Persist implements raft.FSMSnapshot.
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	err := s.write(sink)
+	if err != nil {
+		// The error of a cancelled sink says nothing that err does not.
+		_ = sink.Cancel()
+		return fmt.Errorf("write snapshot of shard %d: %w", s.fsm.shard, err)
+	}
+	return sink.Close()
+}
+
+func (s *snapshot) write(w io.Writer) error {
+	bw := bufio.NewWriterSize(w, 1<<20)
+	if _, err := bw.WriteString(snapshotMagic); err != nil {
+		return err
+	}
+	if err := writeSection(bw, s.state); err != nil {
+		return err
+	}
+	if err := writeSection(bw, s.pending); err != nil {
+		return err
+	}
+	var buf []byte
+	for _, b := range s.blocks {
+		data, err := s.fsm.blockData(b)
+		if err != nil {
+			return err
+		}
+		buf = b.append(buf[:0], data)
+		if err := writeSection(bw, buf); err != nil {
+			return err
+		}
+	}
+	if err := writeSection(bw, nil); err != nil {
+		return err
+	}
+	return bw.Flush()
+}
+
+// Release implements raft.FSMSnapshot.
+func (s *snapshot) Release() {}
+
+func writeSection(w io.Writer, b []byte) error {
+	if len(b) > sectionBytesMax {
+		return fmt.Errorf("section of %d bytes is over the bound of %d", len(b), sectionBytesMax)
+	}
+	var n [8]byte
+	binary.LittleEndian.PutUint64(n[:], uint64(len(b)))
+	if _, err := w.Write(n[:]); err != nil {
+		return err
+	}
+	_, err := w.Write(b)
+	return err
+}
+
+// readSection reads one section. Memory grows with what arrives, not with what
+// the length promises.
+func readSection(r io.Reader) ([]byte, error) {
+	var n [8]byte
+	if _, err := io.ReadFull(r, n[:]); err != nil {
+		return nil, err
+	}
+	size := binary.LittleEndian.Uint64(n[:])
+	if size > sectionBytesMax {
+		return nil, fmt.Errorf("section of %d bytes is over the bound of %d", size, sectionBytesMax)
+	}
+	var b bytes.Buffer
+	b.Grow(int(min(size, 1<<20)))
+	if _, err := io.CopyN(&b, r, int64(size)); err != nil {
+		return nil, fmt.Errorf("section of %d bytes ends after %d: %w", size, b.Len(), err)
+	}
+	return b.Bytes(), nil
+}
+
+// snapshotStore notes when the first snapshot is made: what is restored before
+// that is the one that raft starts from, our own or one whose installation a
+// crash has cut short; a leader's is made here before it is restored.
+type snapshotStore struct {
+	*raft.FileSnapshotStore
+	fsm *fsm
+}
+
+// Create implements raft.SnapshotStore.
+func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, configurationIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
+	s.fsm.started.Store(true)
+	return s.FileSnapshotStore.Create(version, index, term, c, configurationIndex, t)
+}
+
+// dropReplaced finishes an installation that a crash has cut short between the
+// snapshot and the log: raft empties the log once the snapshot is restored, and
+// could append nothing behind a log that ends before its snapshot.
+func dropReplaced(log Log, files *raft.FileSnapshotStore) error {
+	snaps, err := files.List()
+	if err != nil || len(snaps) == 0 {
+		return err
+	}
+	first, err := log.FirstIndex()
+	if err != nil {
+		return err
+	}
+	last, err := log.LastIndex()
+	if err != nil || last == 0 || last >= snaps[0].Index {
+		return err
+	}
+	_, rc, err := files.Open(snaps[0].ID) // verifies its checksum
+	if err != nil {
+		return fmt.Errorf("open snapshot %s, which is newer than the log: %w", snaps[0].ID, err)
+	}
+	return errors.Join(rc.Close(), log.DeleteRange(first, last))
+}
+
+// Restore implements raft.FSM.
+func (f *fsm) Restore(rc io.ReadCloser) error {
+	defer func() { _ = rc.Close() }() // read to its end; nothing depends on Close
+	fresh := newMachine(f.shard, f.detector)
+	if err := fresh.restore(bufio.NewReaderSize(rc, 1<<20), f.inLog); err != nil {
+		return fmt.Errorf("restore snapshot of shard %d: %w", f.shard, err)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	m := f.machine
+	if fresh.index < m.index {
+		return fmt.Errorf("restore snapshot of shard %d: it ends at entry %d, but %d is applied here already", f.shard, fresh.index, m.index)
+	}
+	m.index, m.term, m.now, m.counts = fresh.index, fresh.term, fresh.now, fresh.counts
+	m.origins, m.dups, m.registry = fresh.origins, fresh.dups, fresh.registry
+	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
+	m.touched = fresh.touched
+	f.restored(m.index)
+	return nil
+}
+
+// inLog tells from which index on this replica's log holds, for certain, the
+// entries that a snapshot ending at (index, term) replaces. That is known only
+// while raft starts: a snapshot that a leader sends makes raft empty the log.
+func (f *fsm) inLog(index, term uint64) (first uint64, ok bool) {
+	if f.started.Load() {
+		return 0, false
+	}
+	var l raft.Log
+	// The entry at index being the same means that all before it are: the log
+	// matching property.
+	if err := f.logs.GetLog(index, &l); err != nil || l.Term != term {
+		return 0, false
+	}
+	first, err := f.logs.FirstIndex()
+	return first, err == nil && first > 0
+}
+
+func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uint64, ok bool)) error {
+	magic := make([]byte, len(snapshotMagic))
+	if _, err := io.ReadFull(r, magic); err != nil {
+		return fmt.Errorf("read magic: %w", err)
+	}
+	if string(magic) != snapshotMagic {
+		return fmt.Errorf("not a shard snapshot of this version: it begins with %q", magic)
+	}
+	state, err := readSection(r)
+	if err != nil {
+		return fmt.Errorf("read state: %w", err)
+	}
+	if err := m.decodeState(wire.NewReader(state)); err != nil {
+		return fmt.Errorf("decode state: %w", err)
+	}
+	head, err := readSection(r)
+	if err != nil {
+		return fmt.Errorf("read pending part: %w", err)
+	}
+	if err := m.pending.decode(wire.NewReader(head)); err != nil {
+		return fmt.Errorf("decode pending part: %w", err)
+	}
+	first, logged := inLog(m.index, m.term)
+	for {
+		sec, err := readSection(r)
+		if err != nil {
+			return fmt.Errorf("read pending block: %w", err)
+		}
+		if len(sec) == 0 {
+			return nil
+		}
+		wr := wire.NewReader(sec)
+		b := decodePendingBlock(wr)
+		if wr.Err() != nil {
+			return fmt.Errorf("decode pending block: %w", wr.Err())
+		}
+		b.pinned = !logged || b.index < first
+		if err := m.pending.restoreBlock(b); err != nil {
+			return err
+		}
+	}
+}
+
+// blockData returns the bytes of a pending block, from memory or from the log;
+// none for a block without rows.
+func (f *fsm) blockData(b *pendingBlock) ([]byte, error) {
+	f.mu.Lock()
+	data := b.data
+	f.mu.Unlock()
+	if data != nil || b.rows == 0 {
+		return data, nil
+	}
+	var l raft.Log
+	if err := f.logs.GetLog(b.index, &l); err != nil {
+		return nil, fmt.Errorf("read pending block %d from the log: %w", b.index, err)
+	}
+	if l.Term != b.term {
+		return nil, fmt.Errorf("read pending block %d from the log: it has term %d there, but %d was applied", b.index, l.Term, b.term)
+	}
+	return l.Data, nil
+}

@@ -1,0 +1,206 @@
+package shard
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// ErrNotFound answers a question about something the shard does not know.
+var ErrNotFound = errors.New("not found")
+
+// Device is a device with its latest readings.
+type Device struct {
+	ID         string
+	FirstSeen  int64 // receive time, microseconds
+	LastSeen   int64
+	Attributes []telemetry.Attribute
+	Latest     []Latest
+	Open       []telemetry.Anomaly // open anomalies
+}
+
+// Latest is the latest reading of a sensor by event time.
+type Latest struct {
+	Sensor  string
+	Time    int64
+	Value   float64
+	Score   float32
+	Quality telemetry.Quality
+}
+
+// ReplicaStatus is how one replica sees its shard.
+type ReplicaStatus struct {
+	Shard        telemetry.ShardID
+	Role         string // leader, voter or nonvoter
+	Leader       string // peer id it knows as leader
+	Term         uint64
+	Committed    uint64
+	Applied      uint64
+	Flushed      uint64 // watermark
+	Durable      uint64 // stored as far as this replica knows
+	BacklogBytes int64  // log behind Durable
+	PendingRows  uint64
+	Digest       uint64 // of the state at Applied; 0 unless asked for
+}
+
+// Devices lists devices behind an id in ascending order.
+func (s *Shard) Devices(after string, limit int) []Device {
+	m := s.fsm.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	ids := make([]string, 0, len(m.registry.byID))
+	for id := range m.registry.byID {
+		if id > after {
+			ids = append(ids, id)
+		}
+	}
+	slices.Sort(ids)
+	ids = ids[:within(limit, len(ids))]
+	out := make([]Device, len(ids))
+	for i, id := range ids {
+		out[i] = m.describe(m.registry.byID[id], false)
+	}
+	return out
+}
+
+// Device describes one device with its latest readings and open anomalies.
+func (s *Shard) Device(id string) (Device, error) {
+	m := s.fsm.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i, ok := m.registry.byID[id]
+	if !ok {
+		return Device{}, fmt.Errorf("device %q: %w", id, ErrNotFound)
+	}
+	return m.describe(i, true), nil
+}
+
+func (m *machine) describe(i uint32, full bool) Device {
+	d := m.registry.devices.at(i)
+	out := Device{ID: d.id, FirstSeen: d.firstSeen, LastSeen: d.lastSeen, Attributes: m.registry.attributes(d)}
+	if !full {
+		return out
+	}
+	for n := d.firstSeries; n != none; n = m.registry.series.at(n).next {
+		s := m.registry.series.at(n)
+		if s.known {
+			out.Latest = append(out.Latest, Latest{Sensor: m.registry.names[s.sensor], Time: s.time, Value: s.value, Score: s.score, Quality: s.quality})
+		}
+		if a := m.alerts.at(s.alert); a != nil {
+			out.Open = append(out.Open, a.Anomaly)
+		}
+	}
+	slices.SortFunc(out.Latest, func(a, b Latest) int { return strings.Compare(a.Sensor, b.Sensor) })
+	return out
+}
+
+// AnomalyFilter selects anomalies, newest first.
+type AnomalyFilter struct {
+	Device    string // "" is every device
+	Open      *bool  // nil is both
+	From, To  int64  // of Opened, microseconds, inclusive and exclusive
+	AfterTime int64  // resume behind this position; AfterID "" is the start
+	AfterID   string
+	Limit     int
+}
+
+func (q *AnomalyFilter) matches(a *telemetry.Anomaly) bool {
+	return (q.Device == "" || q.Device == a.Device) && (q.Open == nil || *q.Open == (a.Closed == 0)) &&
+		a.Opened >= q.From && a.Opened < q.To &&
+		(q.AfterID == "" || newestFirst(q.AfterTime, q.AfterID, a.Opened, a.ID) < 0)
+}
+
+func newestFirst(t1 int64, id1 string, t2 int64, id2 string) int {
+	if c := cmp.Compare(t2, t1); c != 0 {
+		return c
+	}
+	return strings.Compare(id2, id1)
+}
+
+// Anomalies lists the shard's anomalies newest first.
+func (s *Shard) Anomalies(q AnomalyFilter) []telemetry.Anomaly {
+	m := s.fsm.machine
+	m.mu.Lock()
+	var out []telemetry.Anomaly
+	for i := range m.alerts.list {
+		if a := &m.alerts.list[i].Anomaly; q.matches(a) {
+			out = append(out, *a)
+		}
+	}
+	m.mu.Unlock()
+	slices.SortFunc(out, func(a, b telemetry.Anomaly) int { return newestFirst(a.Opened, a.ID, b.Opened, b.ID) })
+	return out[:within(q.Limit, len(out))]
+}
+
+// Quarantined lists the shard's quarantine.
+func (s *Shard) Quarantined() []Quarantined {
+	m := s.fsm.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.quarantine.items)
+}
+
+// RemoveQuarantined settles messages for good.
+func (s *Shard) RemoveQuarantined(ctx context.Context, ids ...uint64) error {
+	_, err := s.Call(ctx, quarantineRemoveEntry(ids))
+	return err
+}
+
+// Readings answers from store and unflushed rows as one; not stale, see Verify.
+func (s *Shard) Readings(ctx context.Context, q store.Query) ([]store.Point, error) {
+	if err := s.Verify(); err != nil {
+		return nil, err
+	}
+	return s.flush.read(ctx, q)
+}
+
+// Counts is the shard's part of the ledger.
+func (s *Shard) Counts() Counts {
+	m := s.fsm.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.counts
+}
+
+// Status describes this replica. digest asks for the digest of the state too,
+// which stops the shard for as long as encoding it takes.
+func (s *Shard) Status(digest bool) ReplicaStatus {
+	m := s.fsm.machine
+	st := ReplicaStatus{Shard: s.id, Role: s.role(), Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex()}
+	_, leader := s.raft.LeaderWithID()
+	st.Leader = string(leader)
+	m.mu.Lock()
+	st.Flushed, st.Durable, st.PendingRows = m.pending.watermark, m.pending.durable, m.pending.rows
+	if digest {
+		st.Applied, st.Digest = m.index, m.digest() // raft's index counts entries the machine never sees
+	}
+	m.mu.Unlock()
+	st.BacklogBytes = s.log.BytesSince(st.Durable)
+	return st
+}
+
+func (s *Shard) role() string {
+	if s.raft.State() == raft.Leader {
+		return "leader"
+	}
+	if f := s.raft.GetConfiguration(); f.Error() == nil {
+		for _, srv := range f.Configuration().Servers {
+			if string(srv.ID) == s.self && srv.Suffrage != raft.Voter {
+				return "nonvoter"
+			}
+		}
+	}
+	return "voter"
+}
+
+// within is how many of n things a limit lets pass; a limit may come from
+// another node, so that a negative one must not do harm.
+func within(limit, n int) int { return max(0, min(limit, n)) }
