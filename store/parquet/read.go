@@ -1,0 +1,227 @@
+package parquet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// EverythingHere as Read's upTo asks for what this store has, complete or not.
+const EverythingHere = ^uint64(0)
+
+// readAttempts bounds how often a read begins again because a file it wanted
+// was taken away meanwhile; that is rare and does not come in rows.
+const readAttempts = 3
+
+// Read returns the points of one device in segments that end at or below the
+// log index upTo, ascending by store.Point.Compare, at most q.Limit. Points that
+// compare equal are the same reading and come once, the one from the lower log
+// index. The rows of ranges that are not here would be missing silently, so they
+// give an IncompleteError (store.ErrUnavailable) instead, unless upTo is
+// EverythingHere. Damage in what the query touches gives a CorruptError.
+//
+// Only pages that may hold wanted rows are read, and only as far as the limit
+// needs: memory is at most one page of points per overlapping series and file.
+func (s *Store) Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, error) {
+	done, err := s.begin()
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if q.Limit <= 0 {
+		return nil, fmt.Errorf("query limit %d: must be above 0", q.Limit)
+	}
+	began := time.Now()
+	for attempt := 1; ; attempt++ {
+		list := s.index.segments(shard)
+		if gaps := missing(list, upTo); len(gaps) > 0 && upTo != EverythingHere {
+			return nil, &IncompleteError{Shard: shard, Missing: gaps}
+		}
+		points, err := s.merge(ctx, list, upTo, &q)
+		if errors.Is(err, ErrNotFound) { // a segment was taken away meanwhile
+			if attempt < readAttempts {
+				continue
+			}
+			err = fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("read device %s: %w", q.Device, err)
+		}
+		s.metrics.readSeconds.Observe(time.Since(began).Seconds())
+		s.metrics.readPoints.Add(float64(len(points)))
+		return points, nil
+	}
+}
+
+func (s *Store) merge(ctx context.Context, list []Segment, upTo uint64, q *store.Query) ([]store.Point, error) {
+	m := merger{store: s, decoder: s.decoder(), query: q, from: q.From, names: map[string]string{}}
+	defer s.decoders.Put(m.decoder)
+	if q.After != nil {
+		m.from = max(m.from, q.After.Time)
+	}
+	for i := range list {
+		seg := &list[i]
+		if seg.To <= upTo && seg.Rows > 0 && seg.MaxTime >= m.from && seg.MinTime < q.To {
+			m.push(source{bound: max(m.from, seg.MinTime), order: uint64(i) << orderShift, segment: seg, page: wholeSegment})
+		}
+	}
+	var points []store.Point
+	for len(m.heap) > 0 && len(points) < q.Limit {
+		if err := ctx.Err(); err != nil {
+			return nil, err
+		}
+		src := m.pop()
+		if src.run != nil {
+			points = m.take(points, src)
+		} else if err := m.open(ctx, src); err != nil {
+			return nil, err
+		}
+	}
+	return points, nil
+}
+
+// merger is one running query: a heap of sources, each of which is a segment
+// not yet opened, a page not yet decoded, or a sorted run of points.
+type merger struct {
+	store   *Store
+	decoder *decoder
+	query   *store.Query
+	from    int64 // no wanted point is earlier
+	heap    []source
+	names   map[string]string // sensor names, one copy each
+
+	group      *rowGroup // whose dictionaries are at hand
+	groupDicts groupDicts
+}
+
+// source is ordered by its first possible point: a lower bound in time, before
+// any known point of that time, or the head of a run.
+type source struct {
+	bound   int64
+	order   uint64        // segment, then position in it: the earlier wins between equal points
+	run     []store.Point // nil: still to be read
+	segment *Segment
+	group   int
+	page    int // wholeSegment: its file has not been looked into
+}
+
+const wholeSegment = -1
+
+// orderShift leaves room for the runs of one segment: pages times sensors.
+const orderShift = 40
+
+func (a *source) before(b *source) bool {
+	if a.bound != b.bound {
+		return a.bound < b.bound
+	}
+	switch {
+	case a.run == nil || b.run == nil:
+		return a.run == nil && (b.run != nil || a.order < b.order)
+	default:
+		if c := a.run[0].Compare(&b.run[0]); c != 0 {
+			return c < 0
+		}
+		return a.order < b.order
+	}
+}
+
+func (m *merger) push(s source) {
+	m.heap = append(m.heap, s)
+	i := len(m.heap) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !m.heap[i].before(&m.heap[up]) {
+			break
+		}
+		m.heap[i], m.heap[up] = m.heap[up], m.heap[i]
+		i = up
+	}
+}
+
+func (m *merger) pop() source {
+	top := m.heap[0]
+	last := len(m.heap) - 1
+	m.heap[0] = m.heap[last]
+	m.heap[last] = source{}
+	m.heap = m.heap[:last]
+	m.down()
+	return top
+}
+
+// down moves the first source to where it belongs.
+func (m *merger) down() {
+	for i := 0; ; {
+		least := i
+		for _, c := range [2]int{2*i + 1, 2*i + 2} {
+			if c < len(m.heap) && m.heap[c].before(&m.heap[least]) {
+				least = c
+			}
+		}
+		if least == i {
+			return
+		}
+		m.heap[i], m.heap[least] = m.heap[least], m.heap[i]
+		i = least
+	}
+}
+
+// take moves points from a run that was on top while they come before every
+// other source.
+func (m *merger) take(points []store.Point, src source) []store.Point {
+	for {
+		p := &src.run[0]
+		if n := len(points); n == 0 || points[n-1].Compare(p) != 0 {
+			points = append(points, *p)
+		}
+		src.run = src.run[1:]
+		if len(src.run) == 0 || len(points) >= m.query.Limit {
+			return points
+		}
+		src.bound = src.run[0].Time
+		if len(m.heap) > 0 && m.heap[0].before(&src) {
+			m.push(src)
+			return points
+		}
+	}
+}
+
+// open reads a source that reached the top. A file is held no longer than that:
+// a query over many files needs no more descriptors than the cache has.
+func (m *merger) open(ctx context.Context, src source) error {
+	f, err := m.store.file(ctx, src.segment)
+	if err != nil {
+		return err
+	}
+	defer f.release()
+	if src.page == wholeSegment {
+		m.openSegment(f, src)
+		return nil
+	}
+	return m.openPage(f, src)
+}
+
+// openSegment replaces a segment by its pages that may hold wanted rows.
+func (m *merger) openSegment(f *segmentFile, src source) {
+	m.store.metrics.readFiles.Inc()
+	q := m.query
+	for gi := range f.groups {
+		for pi := range f.groups[gi].pages {
+			p := &f.groups[gi].pages[pi]
+			if q.Device < p.minDevice || q.Device > p.maxDevice || p.maxTime < m.from || p.minTime >= q.To ||
+				(q.Sensor != "" && (q.Sensor < p.minSensor || q.Sensor > p.maxSensor)) {
+				continue
+			}
+			m.push(source{
+				bound: max(m.from, p.minTime), segment: src.segment, group: gi, page: pi,
+				order: src.order + uint64(f.groups[gi].before+int64(pi))<<runShift,
+			})
+		}
+	}
+}
+
+// runShift leaves room for the runs of one page, one per sensor at most.
+const runShift = 14

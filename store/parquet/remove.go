@@ -1,0 +1,68 @@
+package parquet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// Drop removes a shard with all its files, damaged ones too, for a replica that
+// has moved away. After an error it may be repeated; a crash inside leaves the
+// shard either untouched or gone after the next Open.
+func (s *Store) Drop(shard telemetry.ShardID) error {
+	done, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer done()
+	end, err := s.turn(context.Background(), shard)
+	if err != nil {
+		return err
+	}
+	defer end()
+	gone := s.dir(shard) + suffixDropped
+	err = s.disk.rename(s.dir(shard), gone)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("drop shard %d: %w", shard, err)
+	}
+	for _, seg := range s.index.drop(shard) {
+		s.cache.evict(fileKey{shard: shard, r: seg.Range()})
+	}
+	s.gauges()
+	if err := s.disk.syncDir(s.cfg.Dir); err != nil {
+		return fmt.Errorf("sync store directory: %w", err)
+	}
+	return s.removeFolder(gone)
+}
+
+// SetAside takes a damaged segment out of the store: Missing reports its range
+// until it is written or installed again. The file is kept under another name.
+func (s *Store) SetAside(ctx context.Context, seg Segment, why error) error {
+	done, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer done()
+	end, err := s.turn(ctx, seg.Shard)
+	if err != nil {
+		return err
+	}
+	defer end()
+	r := seg.Range()
+	if _, same, _ := s.index.find(seg.Shard, r); !same {
+		return fmt.Errorf("set aside segment %v of shard %d: %w", r, seg.Shard, ErrNotFound)
+	}
+	err = s.setAside(seg.Shard, r, why)
+	if err == nil || errors.Is(err, ErrSync) { // renamed, at least for now
+		s.index.remove(seg.Shard, r)
+		s.cache.evict(fileKey{shard: seg.Shard, r: r})
+		s.gauges()
+	}
+	return err
+}

@@ -1,0 +1,139 @@
+package parquet
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// suffixDropped marks a shard's folder whose removal has begun.
+const suffixDropped = ".dropped"
+
+// scan fills the index from the directory and finishes what a crash interrupted.
+func (s *Store) scan() error {
+	entries, err := s.disk.readDir(s.cfg.Dir)
+	if err != nil {
+		return fmt.Errorf("list directory: %w", err)
+	}
+	for _, e := range entries {
+		if name, ok := strings.CutSuffix(e.Name(), suffixDropped); ok && e.IsDir() {
+			if _, ok := parseDirName(name); ok {
+				if err := s.removeFolder(filepath.Join(s.cfg.Dir, e.Name())); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		shard, ok := parseDirName(e.Name())
+		if !ok || !e.IsDir() {
+			continue // the lock file, or not ours
+		}
+		if err := s.scanShard(shard); err != nil {
+			return fmt.Errorf("shard %d: %w", shard, err)
+		}
+	}
+	return nil
+}
+
+func (s *Store) scanShard(shard telemetry.ShardID) error {
+	entries, err := s.disk.readDir(s.dir(shard))
+	if err != nil {
+		return fmt.Errorf("list directory: %w", err)
+	}
+	var found []Segment
+	for _, e := range entries {
+		if strings.HasSuffix(e.Name(), suffixFile+suffixTemp) {
+			if err := s.disk.remove(filepath.Join(s.dir(shard), e.Name())); err != nil {
+				return fmt.Errorf("remove unfinished segment: %w", err)
+			}
+			continue
+		}
+		r, ok := parseFileName(e.Name())
+		if !ok {
+			continue // set aside, or not ours
+		}
+		seg, err := s.probe(shard, r)
+		if errors.Is(err, ErrCorrupt) {
+			err = s.setAside(shard, r, err)
+		} else if err == nil {
+			found = append(found, seg)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return s.adopt(shard, found)
+}
+
+// probe reads a file's footer.
+func (s *Store) probe(shard telemetry.ShardID, r Range) (Segment, error) {
+	path := s.path(shard, r)
+	f, err := s.disk.open(path)
+	if err != nil {
+		return Segment{}, fmt.Errorf("open segment: %w", err)
+	}
+	_, meta, _, err := readFooter(f)
+	if cerr := f.Close(); err == nil && cerr != nil {
+		return Segment{}, fmt.Errorf("close segment: %w", cerr)
+	}
+	if err == nil && (meta.Shard != shard || meta.Range() != r || meta.Namespace != s.cfg.Namespace) {
+		err = fmt.Errorf("it holds namespace %d shard %d range %v", meta.Namespace, meta.Shard, meta.Range())
+	}
+	if err != nil {
+		return Segment{}, &CorruptError{Path: path, Shard: shard, From: r.From, To: r.To, Err: err}
+	}
+	return meta.Segment, nil
+}
+
+// adopt puts segments into the index. Two that share log entries cannot both be
+// right: the one with the longer range stays.
+func (s *Store) adopt(shard telemetry.ShardID, found []Segment) error {
+	slices.SortFunc(found, func(a, b Segment) int { return cmp.Compare(b.To-b.From, a.To-a.From) })
+	for _, seg := range found {
+		if have, same, overlaps := s.index.find(shard, seg.Range()); same || overlaps {
+			if err := s.setAside(shard, seg.Range(), &OverlapError{Shard: shard, Range: seg.Range(), Have: have.Range()}); err != nil {
+				return err
+			}
+			continue
+		}
+		s.index.add(seg)
+	}
+	return nil
+}
+
+// setAside renames a file so that it is no segment any more. It is kept: a
+// person may want to look at it.
+func (s *Store) setAside(shard telemetry.ShardID, r Range, why error) error {
+	path := s.path(shard, r)
+	if err := s.disk.rename(path, path+suffixDamaged); err != nil {
+		return fmt.Errorf("set segment %s aside: %w", path, err)
+	}
+	if err := s.disk.syncDir(s.dir(shard)); err != nil {
+		return fmt.Errorf("sync directory of shard %d: %w", shard, err)
+	}
+	s.log.Warn("segment set aside, it will be fetched or flushed again", "shard", shard, "path", path+suffixDamaged, "err", why)
+	return nil
+}
+
+// removeFolder removes a folder with the files in it.
+func (s *Store) removeFolder(path string) error {
+	entries, err := s.disk.readDir(path)
+	if err != nil {
+		return fmt.Errorf("list %s: %w", path, err)
+	}
+	for _, e := range entries {
+		if err := s.disk.remove(filepath.Join(path, e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("remove file of dropped shard: %w", err)
+		}
+	}
+	if err := s.disk.remove(path); err != nil {
+		return fmt.Errorf("remove folder of dropped shard: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,125 @@
+package postgres
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/tern/v2/migrate"
+
+	"github.com/sluice-iot/sluice/store"
+)
+
+// ErrClosed is returned by every method after Close.
+var ErrClosed = errors.New("database is closed")
+
+// SQLSTATE codes and classes (Appendix A of the PostgreSQL documentation) that
+// make a difference to us.
+const (
+	classConnection   = "08"
+	classData         = "22"
+	classIntegrity    = "23"
+	classCheckOption  = "44"
+	classResources    = "53"
+	classLimit        = "54"
+	classIntervention = "57"
+	classSystem       = "58"
+	classRaised       = "P0" // raise exception in a trigger of the user's
+
+	codeBadBinary     = "22P03" // the column has another type than the schema says
+	codeReadOnly      = "25006"
+	codeSerialization = "40001"
+	codeDeadlock      = "40P01"
+	codePrivilege     = "42501"
+	codeUndefined     = "42P01" // table
+	codeUndefinedCol  = "42703"
+	codeLockTimeout   = "55P03"
+	codeStatement     = "57014" // statement timeout or a cancel request
+)
+
+// sqlState returns the server's code of an error, "" if it is not the server's.
+func sqlState(err error) string {
+	var pg *pgconn.PgError
+	if errors.As(err, &pg) {
+		return pg.Code
+	}
+	var m migrate.MigrationPgError
+	if errors.As(err, &m) && m.PgError != nil {
+		return m.Code
+	}
+	return ""
+}
+
+// refusal returns the server's complaint about the content of a row, nil for
+// every other error.
+func refusal(err error) *pgconn.PgError {
+	var pg *pgconn.PgError
+	if !errors.As(err, &pg) || len(pg.Code) < 2 || pg.Code == codeBadBinary {
+		return nil
+	}
+	switch pg.Code[:2] {
+	case classData, classIntegrity, classCheckOption, classLimit, classRaised:
+		return pg
+	}
+	return nil
+}
+
+// retryable reports that the server undid the transaction for another's sake.
+func retryable(err error) bool {
+	code := sqlState(err)
+	return code == codeSerialization || code == codeDeadlock
+}
+
+// passing reports that an error may go away by itself: no answer of the server
+// at all, or one about its own state.
+func passing(err error) bool {
+	if err == nil {
+		return false
+	}
+	code := sqlState(err)
+	if code == "" {
+		return true
+	}
+	switch code[:2] {
+	case classConnection, classResources, classIntervention, classSystem:
+		return true
+	}
+	return retryable(err) || code == codeLockTimeout || code == codeReadOnly
+}
+
+// moved reports that the server is no longer what it was when we connected: a
+// standby now, or another database. Connections and schema are looked at anew.
+func moved(err error) bool {
+	switch sqlState(err) {
+	case codeReadOnly, codeUndefined, codeUndefinedCol, codeBadBinary:
+		return true
+	}
+	return false
+}
+
+// explain names the remedy where the code tells it, and marks what may pass.
+func explain(err error) error {
+	if err == nil || errors.Is(err, store.ErrUnavailable) {
+		return err
+	}
+	code := sqlState(err)
+	switch code {
+	case codePrivilege:
+		err = fmt.Errorf("%w: grant the role what doc.go lists for a writer, or migrate as the owner", err)
+	case codeReadOnly:
+		err = fmt.Errorf("%w: the server is a standby, name the primary or add target_session_attrs=read-write to the URL", err)
+	case codeUndefined, codeUndefinedCol, codeBadBinary:
+		err = fmt.Errorf("%w: the tables are not those of the migrations, restore them or use an empty database", err)
+	case codeStatement:
+		err = fmt.Errorf("%w: the server is slow or the statement timeout too short for a batch", err)
+	default:
+		if strings.HasPrefix(code, classResources) {
+			err = fmt.Errorf("%w: the server has no room or connection left", err)
+		}
+	}
+	if passing(err) {
+		return fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	}
+	return err
+}
