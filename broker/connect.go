@@ -1,0 +1,193 @@
+package broker
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// placeholder is the CONNECT that mochi reads from the connection: protocol 4, clean,
+// no client id. The hook replaces it by the real one, without what mochi must not see.
+var placeholder = [...]byte{0x10, 12, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 0, 0, 0}
+
+var errNotConnect = errors.New("first packet is not CONNECT")
+
+// readConnect reads the first packet. Memory grows with what has arrived, not with
+// what the length promises, and what the client sent behind its CONNECT is kept.
+func (c *conn) readConnect() (pk packets.Packet, err error) {
+	buf := make([]byte, 0, 512)
+	for {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := c.Conn.Read(buf[len(buf):cap(buf)])
+		buf = buf[:len(buf)+n]
+		if len(buf) > 0 && buf[0] != packets.Connect<<4 {
+			return pk, errNotConnect
+		}
+		body, size, ok := frame(buf)
+		if body < 0 || size > c.b.cfg.ConnectBytesMax {
+			return pk, fmt.Errorf("CONNECT of %d bytes: %w", size, packets.ErrPacketTooLarge)
+		}
+		if ok {
+			c.head = append(placeholder[:len(placeholder):len(placeholder)], buf[size:]...)
+			pk.FixedHeader = packets.FixedHeader{Type: packets.Connect, Remaining: size - body}
+			return pk, pk.ConnectDecode(buf[body:size:size])
+		}
+		if err != nil {
+			return pk, fmt.Errorf("read CONNECT: %w", err)
+		}
+	}
+}
+
+// frame finds the first packet in b: where its body begins (-1 for a length that is
+// none), the size of the whole packet as far as it is known, and whether all of it is there.
+func frame(b []byte) (body, size int, ok bool) {
+	n := 0
+	for i := 1; i < len(b); i++ {
+		if i > 4 {
+			return -1, 0, false
+		}
+		n |= int(b[i]&0x7f) << (7 * (i - 1))
+		if b[i] < 0x80 {
+			return i + 1, i + 1 + n, len(b) >= i+1+n
+		}
+	}
+	return 0, 0, false
+}
+
+// admit decides whether a client may connect, and fills in what the connection
+// knows of it. It returns with the client id's gate locked on success.
+func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets.Code {
+	if code := c.greet(pk); code != packets.CodeSuccess {
+		return code
+	}
+	if code := b.willAndIdentity(ctx, c, pk); code != packets.CodeSuccess {
+		return code
+	}
+	c.lockGate()
+	s := b.sessions.get(c.client)
+	replaces := s != nil && s.owner != nil
+	switch {
+	case s != nil && s.identity != c.identity:
+		return packets.ErrNotAuthorized
+	case s == nil && b.sessions.len() >= b.cfg.SessionsMax, !replaces && b.connected.Load() >= int64(b.cfg.ConnectionsMax), b.draining.Load():
+		return packets.ErrServerBusy
+	}
+	c.sanitize(pk)
+	return packets.CodeSuccess
+}
+
+func (b *Broker) willAndIdentity(ctx context.Context, c *conn, pk *packets.Packet) packets.Code {
+	if b.cfg.Authenticator != nil {
+		ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+		defer cancel()
+		identity, err := b.cfg.Authenticator.Authenticate(ctx, Credentials{Client: c.client, Username: string(pk.Connect.Username),
+			Password: pk.Connect.Password, Remote: c.RemoteAddr(), Conn: c.Conn})
+		switch {
+		case errors.Is(err, ErrBadCredentials):
+			return packets.ErrBadUsernameOrPassword
+		case errors.Is(err, ErrBanned):
+			return packets.ErrBanned
+		case err != nil:
+			b.log.Warn("authenticate client", "client", c.client, "err", err)
+			return packets.ErrServerUnavailable
+		}
+		c.identity = identity
+	}
+	return b.willOf(c, pk)
+}
+
+// greet checks the CONNECT against the standard and takes what concerns the connection.
+func (c *conn) greet(pk *packets.Packet) packets.Code {
+	p := &pk.Connect
+	name := string(p.ProtocolName)
+	switch {
+	case name == "MQTT" && (pk.ProtocolVersion == 4 || pk.ProtocolVersion == 5), name == "MQIsdp" && pk.ProtocolVersion == 3:
+		c.version = pk.ProtocolVersion
+	default:
+		c.version = 4
+		return packets.ErrUnsupportedProtocolVersion
+	}
+	c.problemInfo = c.version == 5 && !(pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0)
+	c.packetMax = pk.Properties.MaximumPacketSize
+	switch {
+	case pk.ReservedBit != 0, p.PasswordFlag && !p.UsernameFlag && c.version < 5, pk.Properties.RequestProblemInfo > 1:
+		return packets.ErrProtocolViolation
+	case pk.Properties.AuthenticationMethod != "":
+		return packets.ErrBadAuthenticationMethod
+	case len(p.ClientIdentifier) > clientIDBytesMax:
+		return packets.ErrClientIdentifierNotValid
+	case p.ClientIdentifier == "" && (c.version == 3 || c.version == 4 && !p.Clean):
+		return packets.ErrClientIdentifierNotValid
+	}
+	c.client, c.clean = p.ClientIdentifier, p.Clean
+	if c.client == "" {
+		var id [12]byte
+		_, _ = rand.Read(id[:]) // never fails
+		c.client, c.assigned = "auto-"+hex.EncodeToString(id[:]), true
+	}
+	c.keepAlive = time.Duration(p.Keepalive) * time.Second
+	c.sendWindow = deliverWindow
+	if n := int(pk.Properties.ReceiveMaximum); n > 0 {
+		c.sendWindow = min(n, deliverWindow)
+	}
+	c.aliasMax = min(pk.Properties.TopicAliasMaximum, c.b.cfg.TopicAliasMax)
+	c.expiry = c.b.cfg.SessionExpiryMax
+	if c.version == 5 {
+		c.expiry = time.Duration(pk.Properties.SessionExpiryInterval) * time.Second
+	}
+	return packets.CodeSuccess
+}
+
+// sanitize keeps for mochi what it may handle: no will (it skips the access check and
+// loses delays), no credentials, no keep-alive (its arithmetic overflows), no aliases.
+func (c *conn) sanitize(pk *packets.Packet) {
+	c.hello = &packets.Packet{
+		FixedHeader:     pk.FixedHeader,
+		ProtocolVersion: c.version,
+		Connect:         packets.ConnectParams{ProtocolName: pk.Connect.ProtocolName, ClientIdentifier: c.client, Clean: c.clean},
+		Properties: packets.Properties{
+			SessionExpiryInterval:     pk.Properties.SessionExpiryInterval,
+			SessionExpiryIntervalFlag: pk.Properties.SessionExpiryIntervalFlag,
+			RequestProblemInfo:        pk.Properties.RequestProblemInfo,
+			RequestProblemInfoFlag:    pk.Properties.RequestProblemInfoFlag,
+			MaximumPacketSize:         pk.Properties.MaximumPacketSize,
+		},
+	}
+}
+
+// appendConnack encodes a refusal; a success is mochi's to send.
+func (c *conn) appendConnack(dst []byte, code packets.Code) []byte {
+	if c.version < 5 {
+		return append(dst, packets.Connack<<4, 2, 0, connack3(code))
+	}
+	reason := code.Reason
+	if !c.problemInfo || reason == "" || c.packetMax > 0 && 16+len(reason) > int(c.packetMax) {
+		return append(dst, packets.Connack<<4, 3, 0, code.Code, 0)
+	}
+	dst = appendVarint(append(dst, packets.Connack<<4), 2+sizeVarint(3+len(reason))+3+len(reason))
+	dst = appendVarint(append(dst, 0, code.Code), 3+len(reason))
+	return appendString(append(dst, packets.PropReasonString), reason)
+}
+
+// connack3 maps a reason code to a return code of MQTT 3.1.1.
+func connack3(code packets.Code) byte {
+	switch code.Code {
+	case packets.ErrUnsupportedProtocolVersion.Code:
+		return 1
+	case packets.ErrClientIdentifierNotValid.Code:
+		return 2
+	case packets.ErrBadUsernameOrPassword.Code:
+		return 4
+	case packets.ErrNotAuthorized.Code, packets.ErrBanned.Code, packets.ErrTopicNameInvalid.Code:
+		return 5
+	default:
+		return 3
+	}
+}

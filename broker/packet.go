@@ -1,0 +1,87 @@
+package broker
+
+import (
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+// verdict is what the front must do with a packet after it was handled.
+type verdict uint8
+
+const (
+	swallow verdict = iota // handled; mochi must not see it
+	pass                   // mochi's to process
+	refuse                 // the connection ends, its cause is set
+)
+
+// handlePacket is the one entry for every packet that a client sends after its
+// CONNECT, whatever front has read and decoded it: the goroutine per connection of
+// today, or an event loop. It validates, because a front does not, and runs on the
+// goroutine that owns the connection's reads. It may block only where back-pressure
+// is meant: on a PUBLISH beyond the connection's allowance.
+func (c *conn) handlePacket(pk *packets.Packet) verdict {
+	switch pk.FixedHeader.Type {
+	case packets.Publish:
+		return c.handlePublish(pk)
+	case packets.Puback:
+		c.session.acked(c.b, pk.PacketID, packets.Puback)
+		return swallow
+	case packets.Pubrec:
+		if pk.ReasonCode >= packets.ErrUnspecifiedError.Code {
+			c.session.refused(c.b, pk.PacketID)
+		} else {
+			c.session.receivedBy(c, pk.PacketID)
+		}
+		return swallow
+	case packets.Pubcomp:
+		c.session.acked(c.b, pk.PacketID, packets.Pubcomp)
+		return swallow
+	case packets.Pubrel:
+		return c.handlePubrel(pk)
+	case packets.Subscribe:
+		return c.handleSubscribe(pk)
+	case packets.Unsubscribe:
+		return c.handleUnsubscribe(pk)
+	case packets.Pingreq:
+		if c.send([]byte{packets.Pingresp << 4, 0}) != nil {
+			return refuse
+		}
+		return swallow
+	case packets.Disconnect:
+		if pk.Properties.SessionExpiryInterval > 0 && c.expiry == 0 {
+			return c.reject(packets.ErrProtocolViolationZeroNonZeroExpiry)
+		}
+		c.goodbye = pk.ReasonCode == packets.CodeDisconnect.Code
+		return pass
+	case packets.Connect:
+		return c.reject(packets.ErrProtocolViolationSecondConnect)
+	default: // AUTH, which nobody has agreed on, and what only a server sends
+		return c.reject(packets.ErrProtocolViolation)
+	}
+}
+
+// handlePubrel ends a QoS 2 exchange of the client. It does not wait for anything,
+// so it is answered at once.
+func (c *conn) handlePubrel(pk *packets.Packet) verdict {
+	if pk.PacketID == 0 {
+		return c.reject(packets.ErrProtocolViolationNoPacketID)
+	}
+	code := packets.Code{Code: packets.ErrPacketIdentifierNotFound.Code}
+	c.mu.Lock()
+	if c.qos2[pk.PacketID] {
+		delete(c.qos2, pk.PacketID)
+		c.received--
+		code = packets.CodeSuccess
+	}
+	if !c.silent && !c.dead {
+		c.out = c.appendAck(c.out, packets.Pubcomp, pk.PacketID, code)
+		c.kickLocked() // a publish may have waited for this id's place
+	}
+	c.mu.Unlock()
+	return swallow
+}
+
+// reject ends the connection because of what the client sent.
+func (c *conn) reject(code packets.Code) verdict {
+	c.fail(code)
+	return refuse
+}

@@ -1,0 +1,198 @@
+package broker
+
+import (
+	"net"
+	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
+)
+
+const (
+	closeTimeout  = time.Second            // for the last bytes to a client that is being closed
+	lingerTimeout = 250 * time.Millisecond // for it to read them: closing over unread input resets the connection
+	spareBytesMax = 16 << 10               // a write buffer larger than this is not kept
+)
+
+// pump answers what is committed, admits what waits, writes what is gathered, and
+// delivers to subscribers, until there is nothing left to do. While it writes, more
+// gathers: a burst of commits costs a connection a few writes, not one per ack.
+func (c *conn) pump() {
+	defer c.b.running.Done()
+	var answered, admitted []*publish
+	for {
+		answered, admitted = answered[:0], admitted[:0]
+		c.mu.Lock()
+		c.submitting = false
+		answered, admitted = c.settleLocked(answered, admitted)
+		out := c.out
+		c.out, c.spare = c.spare[:0], nil
+		if len(answered)+len(admitted)+len(out) == 0 {
+			c.pumping = false
+			c.changed.Broadcast()
+			c.mu.Unlock()
+			return
+		}
+		c.submitting = len(admitted) > 0
+		c.writing = len(out) > 0
+		if c.writing && !c.closing { // else failLocked has set a shorter one
+			_ = c.Conn.SetWriteDeadline(time.Now().Add(c.b.cfg.WriteTimeout)) // a dead socket fails the write
+		}
+		dead := c.dead
+		c.mu.Unlock()
+		for _, p := range admitted {
+			c.b.submit(p)
+		}
+		c.routeBefore(answered)
+		if len(out) > 0 {
+			c.write(out, dead)
+		}
+		c.conclude(answered)
+	}
+}
+
+// settleLocked answers the committed head of the FIFO and moves waiting publishes
+// up, as long as either makes room for the other.
+func (c *conn) settleLocked(answered, admitted []*publish) ([]*publish, []*publish) {
+	for progress := true; progress; {
+		progress = false
+		for c.fifo.n > 0 && c.fifo.first.state == publishDone && c.answerLocked(c.fifo.first) {
+			answered = append(answered, c.fifo.pop())
+			progress = true
+		}
+		for c.waiting.n > 0 && !c.closing && !c.b.draining.Load() && c.roomLocked(c.waiting.first) {
+			p := c.waiting.pop()
+			c.waitBytes -= p.bytes
+			c.b.waitBytes.Add(-p.bytes)
+			c.admitLocked(p)
+			if !p.local {
+				admitted = append(admitted, p)
+			}
+			progress = true
+		}
+	}
+	if len(answered)+len(admitted) > 0 {
+		c.changed.Broadcast()
+	}
+	return answered, admitted
+}
+
+func (c *conn) write(out []byte, dead bool) {
+	var err error
+	if !dead {
+		c.b.metrics.writes.Inc()
+		_, err = c.Conn.Write(out)
+	}
+	c.mu.Lock()
+	c.writing = false
+	if cap(out) <= spareBytesMax {
+		c.spare = out[:0]
+	}
+	if err != nil {
+		c.dead = true
+		c.failLocked(packets.CodeSuccess)
+	}
+	c.changed.Broadcast()
+	c.mu.Unlock()
+}
+
+// routeBefore routes what its publisher may rely on as soon as it has the answer: a
+// message that only lives here, and one that is retained.
+func (c *conn) routeBefore(answered []*publish) {
+	for _, p := range answered {
+		if p.deliver && (p.local || p.retain()) {
+			c.b.routePublish(p)
+			p.deliver = false
+		}
+	}
+}
+
+// conclude does what follows an answer: the latency is known, subscribers get what
+// was committed, the drain may be over.
+func (c *conn) conclude(answered []*publish) {
+	if len(answered) == 0 {
+		return
+	}
+	now := time.Now()
+	for _, p := range answered {
+		if p.QoS > 0 && !p.local {
+			c.b.metrics.ackLatency.Observe(now.Sub(p.at).Seconds())
+			c.b.acked.Add(1)
+		}
+		if p.deliver {
+			c.b.routePublish(p)
+		}
+	}
+	c.b.answered(len(answered))
+}
+
+// finish ends the connection after its reader has come home: it says why, writes
+// what is gathered, closes the socket, and waits for what was handed over, because
+// subscribers are owed a publish whose publisher has gone.
+func (c *conn) finish() {
+	c.mu.Lock()
+	c.closing = true
+	if c.version == 5 && c.session != nil && c.cause.Code >= packets.ErrUnspecifiedError.Code && !c.told && !c.silent && !c.dead {
+		c.out = c.appendDisconnect(c.out, c.cause)
+		c.told = true
+	}
+	c.silent = true
+	linger := c.told
+	if len(c.out) > 0 {
+		c.kickLocked()
+	}
+	for (c.writing || len(c.out) > 0) && !c.dead {
+		c.changed.Wait()
+	}
+	c.mu.Unlock()
+	if linger {
+		c.linger()
+	}
+	_ = c.Conn.Close() // everything written was written; there is nobody left to tell
+
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.dead = true
+	c.dropWaitingLocked()
+	if c.fifo.n > 0 {
+		c.kickLocked() // an unknown result at its head no longer blocks the rest
+	}
+	for c.fifo.n > 0 || c.pumping {
+		c.changed.Wait()
+	}
+	c.over = true
+	if c.timer != nil {
+		c.timer.Stop()
+	}
+	c.out, c.spare, c.aliases, c.outAliases, c.qos2 = nil, nil, nil, nil, nil
+}
+
+// linger lets the client read the last bytes before the socket goes away.
+func (c *conn) linger() {
+	half, ok := c.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil || c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout)) != nil {
+		return
+	}
+	buf := make([]byte, 512)
+	for range 64 { // a peer that keeps sending is not waited for
+		if _, err := c.Conn.Read(buf); err != nil {
+			return
+		}
+	}
+}
+
+// appendDisconnect encodes an MQTT 5 DISCONNECT.
+func (c *conn) appendDisconnect(dst []byte, code packets.Code) []byte {
+	reason := clip(code.Reason, reasonBytesMax)
+	size := 1
+	if c.problemInfo && reason != "" && (c.packetMax == 0 || 16+len(reason) < int(c.packetMax)) {
+		size = 1 + sizeVarint(3+len(reason)) + 3 + len(reason)
+	}
+	dst = append(appendVarint(append(dst, packets.Disconnect<<4), size), code.Code)
+	if size > 1 {
+		dst = appendVarint(dst, 3+len(reason))
+		dst = appendString(append(dst, packets.PropReasonString), reason)
+	}
+	return dst
+}
+
+var _ net.Conn = (*conn)(nil)
