@@ -1,0 +1,184 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/google/pprof/profile"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/sluice-iot/sluice/devcluster"
+)
+
+// observation is what the nodes have spent and written so far, all together.
+type observation struct {
+	cpu                          time.Duration
+	logBytes, blockBytes, blocks float64
+}
+
+func observe(ctx context.Context, c *devcluster.Cluster) (o observation, err error) {
+	for _, n := range c.Nodes() {
+		cpu, err := cpuOf(n.PID)
+		if err != nil {
+			return o, err
+		}
+		o.cpu += cpu
+		cl, err := n.Client()
+		if err != nil {
+			return o, err
+		}
+		b, err := cl.Metrics(ctx)
+		cl.Close()
+		if err != nil {
+			return o, err
+		}
+		parser := expfmt.NewTextParser(model.LegacyValidation)
+		f, err := parser.TextToMetricFamilies(bytes.NewReader(b))
+		if err != nil {
+			return o, fmt.Errorf("read metrics of %s: %w", n.ID, err)
+		}
+		for name, sum := range map[string]*float64{
+			"sluice_wal_written_bytes_total": &o.logBytes, "sluice_ingest_block_bytes_total": &o.blockBytes, "sluice_ingest_blocks_total": &o.blocks,
+		} {
+			m := f[name].GetMetric()
+			if len(m) == 0 {
+				return o, fmt.Errorf("%s has no metric %s", n.ID, name)
+			}
+			*sum += m[0].GetCounter().GetValue()
+		}
+	}
+	return o, nil
+}
+
+// clockTick is the kernel's unit of CPU time for user space (USER_HZ).
+const clockTick = 10 * time.Millisecond
+
+// cpuOf reads user and system time of a process (proc(5), fields 14 and 15).
+func cpuOf(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read CPU time: %w", err)
+	}
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	var ticks int
+	for _, i := range []int{11, 12} {
+		n, err := strconv.Atoi(fields[i])
+		if err != nil {
+			return 0, fmt.Errorf("read CPU time: %w", err)
+		}
+		ticks += n
+	}
+	return time.Duration(ticks) * clockTick, nil
+}
+
+// profiled is where the CPU time of all nodes went, as shares of the whole.
+type profiled struct {
+	stages map[string]float64
+	err    error
+}
+
+func profileAll(ctx context.Context, c *devcluster.Cluster, d time.Duration) chan profiled {
+	out := make(chan profiled, 1)
+	go func() {
+		var mu sync.Mutex
+		var wg sync.WaitGroup
+		p := profiled{stages: map[string]float64{}}
+		for _, n := range c.Nodes() {
+			wg.Go(func() {
+				prof, err := fetchProfile(ctx, n.Debug, d)
+				mu.Lock()
+				defer mu.Unlock()
+				if err != nil {
+					p.err = fmt.Errorf("profile %s: %w", n.ID, err)
+					return
+				}
+				addStages(p.stages, prof)
+			})
+		}
+		wg.Wait()
+		total := 0.0
+		for _, v := range p.stages {
+			total += v
+		}
+		for s := range p.stages {
+			p.stages[s] /= max(total, 1)
+		}
+		out <- p
+	}()
+	return out
+}
+
+func fetchProfile(ctx context.Context, addr string, d time.Duration) (*profile.Profile, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, fmt.Sprintf("http://%s/debug/pprof/profile?seconds=%d", addr, max(1, int(d.Seconds()))), nil)
+	if err != nil {
+		return nil, err
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = res.Body.Close() }() // read whole by Parse
+	return profile.Parse(res.Body)
+}
+
+// The stages of a message, in its order.
+var stageOrder = []string{
+	"broker (sockets, MQTT)", "parse", "gather and encode block", "transport", "raft", "log (write, fsync)",
+	"apply (dedup, state)", "detectors", "flush (decode, sort, segments)", "runtime (GC, scheduler)", "other",
+}
+
+// stageOf maps a part of a function's name to its stage; the first one that
+// matches a frame decides, flush before everything because it uses the rest.
+var stageOf = []struct{ part, stage string }{
+	{"sluice/anomaly.", "detectors"},
+	{"sluice/telemetry/block.(*Builder)", "gather and encode block"},
+	{"sluice/telemetry/block.(*Block)", "apply (dedup, state)"},
+	{"sluice/telemetry.", "parse"},
+	{"sluice/ingest.", "gather and encode block"},
+	{"sluice/wal.", "log (write, fsync)"},
+	{"sluice/internal/vfs.", "log (write, fsync)"},
+	{"sluice/cluster/mux.", "transport"},
+	{"sluice/shard.(*machine)", "apply (dedup, state)"},
+	{"sluice/shard.(*fsm)", "apply (dedup, state)"},
+	{"sluice/broker.", "broker (sockets, MQTT)"},
+	{"mochi-mqtt", "broker (sockets, MQTT)"},
+	{"hashicorp/raft.", "raft"},
+	{"sluice/shard.", "raft"},
+	{"sluice/", "other"},
+}
+
+// addStages adds a profile's CPU time to the stages.
+func addStages(stages map[string]float64, p *profile.Profile) {
+	for _, s := range p.Sample {
+		stages[stageOfSample(s)] += float64(s.Value[len(s.Value)-1])
+	}
+}
+
+func stageOfSample(s *profile.Sample) string {
+	stage := ""
+	for _, loc := range s.Location {
+		for _, line := range loc.Line {
+			name := line.Function.Name
+			if strings.Contains(name, "sluice/shard.(*flusher)") || strings.Contains(name, "sluice/store/") {
+				return "flush (decode, sort, segments)"
+			}
+			for i := 0; stage == "" && i < len(stageOf); i++ {
+				if strings.Contains(name, stageOf[i].part) {
+					stage = stageOf[i].stage
+				}
+			}
+		}
+	}
+	if stage == "" {
+		return "runtime (GC, scheduler)"
+	}
+	return stage
+}

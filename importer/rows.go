@@ -1,0 +1,132 @@
+package importer
+
+import (
+	"fmt"
+	"iter"
+	"strconv"
+)
+
+// Row is one line of a CSV file as an import would read it.
+type Row struct {
+	Line   int64
+	Device string
+	Time   int64 // microseconds since the epoch, 0 without a time column
+	Values []Value
+}
+
+// Value is one cell of a row that holds a number.
+type Value struct {
+	Sensor string
+	Value  float64 // 1 and 0 for true and false
+}
+
+// Rows reads a CSV file without sending anything; of cfg only Path, Stdin,
+// Mapping and Bad count. An error ends the walk. Values belong to the caller
+// until the next row.
+func Rows(cfg Config) iter.Seq2[Row, error] {
+	return func(yield func(Row, error) bool) {
+		src, p, err := openRows(&cfg)
+		if err != nil {
+			yield(Row{}, err)
+			return
+		}
+		defer src.close()
+		var fields [][]byte
+		var row Row
+		for more := true; more; {
+			var c chunk
+			if c, more = src.chunk(); c.err != nil {
+				more = false
+			}
+			for i := range c.lines {
+				l := &c.lines[i]
+				if l.number == 1 && !cfg.Mapping.NoHeader || len(l.text) == 0 {
+					continue
+				}
+				if err := p.row(l, &fields, &row); err != nil {
+					if cfg.Bad != nil {
+						cfg.Bad(l.number, err.Error())
+					}
+					continue
+				}
+				if !yield(row, nil) {
+					return
+				}
+			}
+			if c.err != nil {
+				yield(Row{}, c.err)
+			}
+		}
+	}
+}
+
+func openRows(cfg *Config) (*source, *plan, error) {
+	if err := cfg.Mapping.Validate(); err != nil {
+		return nil, nil, err
+	}
+	src, err := openSource(cfg)
+	if err != nil {
+		return nil, nil, err
+	}
+	sample, err := src.peek()
+	if err == nil && len(sample) == 0 {
+		err = fmt.Errorf("%s is empty", src.name)
+	}
+	var p *plan
+	if err == nil {
+		if p, err = makePlan(&cfg.Mapping, sample, nil); err != nil {
+			err = fmt.Errorf("%s: %w", src.name, err)
+		}
+	}
+	if err != nil {
+		src.close()
+		return nil, nil, err
+	}
+	return src, p, nil
+}
+
+// row reads one line.
+func (p *plan) row(l *line, fields *[][]byte, row *Row) error {
+	var err error
+	if l.tooLong {
+		return fmt.Errorf("line is longer than %d bytes", lineBytesMax)
+	}
+	*fields, err = split((*fields)[:0], l.text, p.delimiter)
+	f := *fields
+	if err != nil {
+		return err
+	}
+	if len(f) != len(p.columns) {
+		return fmt.Errorf("%d fields, want %d", len(f), len(p.columns))
+	}
+	row.Line, row.Time, row.Values = l.number, 0, row.Values[:0]
+	if row.Device, err = p.deviceOf(f); err != nil {
+		return err
+	}
+	if p.time >= 0 {
+		if row.Time, err = p.clock.micros(string(f[p.time])); err != nil {
+			return fmt.Errorf("column %s: %w", p.columns[p.time], err)
+		}
+	}
+	for i := range p.sensors {
+		s := &p.sensors[i]
+		cell := string(f[s.column])
+		kind, err := kindOf(cell)
+		switch {
+		case err != nil:
+			return fmt.Errorf("column %s: %q %w", s.name, cell, err)
+		case kind == cellText:
+			return fmt.Errorf("column %s: %q is not a number", s.name, cell)
+		case kind == cellBool:
+			v := Value{Sensor: s.name}
+			if cell[0] == 't' || cell[0] == 'T' {
+				v.Value = 1
+			}
+			row.Values = append(row.Values, v)
+		case kind == cellNumber:
+			v, _ := strconv.ParseFloat(cell, 64) // kindOf has read it
+			row.Values = append(row.Values, Value{s.name, v})
+		}
+	}
+	return nil
+}
