@@ -1,0 +1,305 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/alecthomas/kong"
+)
+
+// asSluice makes the test binary behave as sluice: exit codes and streams are
+// those of a real process.
+const asSluice = "TEST_AS_SLUICE"
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+func TestMain(m *testing.M) {
+	if os.Getenv(asSluice) != "" {
+		os.Exit(run(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// sluice runs a command.
+func sluice(t *testing.T, stdin string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(t.Context(), self, args...)
+	cmd.Env = append(os.Environ(), asSluice+"=1")
+	cmd.Stdin = strings.NewReader(stdin)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+// golden compares with a file below testdata.
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	path := filepath.Join("testdata", name+".golden")
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got != string(want) {
+		t.Errorf("%s: got\n%s\nwant\n%s", path, got, want)
+	}
+}
+
+func temp(t *testing.T, name, text string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestErrorsAreOneLineThatNamesTheRemedy(t *testing.T) {
+	csv := temp(t, "m.csv", "ts,v\n1,2\n")
+	config := temp(t, "bad.yaml", "node:\n  id: n0\n  zone: a\n  data: x\n  colour: blue\n")
+	short := temp(t, "short.yaml", "node:\n  id: n0\n  zone: a\n  data: x\ncluster:\n  secret: short\nmqtt:\n  listen: nowhere\n")
+	for _, c := range []struct {
+		args []string
+		want []string
+	}{
+		{[]string{"frobnicate"}, []string{"frobnicate", "--help"}},
+		{[]string{}, []string{"expected one of", "--help"}},
+		{[]string{"status", "--colour"}, []string{"--colour"}},
+		{[]string{"node"}, []string{"--config"}},
+		{[]string{"node", "--config", csv + "x"}, []string{"no such file"}},
+		{[]string{"query"}, []string{"<device>"}},
+		{[]string{"query", "d", "--from", "yesterday"}, []string{"from", "yesterday", "RFC 3339"}},
+		{[]string{"query", "d", "--to", "1h30"}, []string{"to:", "1h30"}},
+		{[]string{"query", "d", "--limit", "-1"}, []string{"limit"}},
+		{[]string{"query", "d", "--format", "xml"}, []string{"table", "json", "csv"}},
+		{[]string{"status", "--api", "localhost:8080"}, []string{"localhost:8080", "http://HOST:PORT"}},
+		{[]string{"status", "--api", "http://127.0.0.1:1"}, []string{"no node answers at http://127.0.0.1:1", "sluice dev", "--api"}},
+		{[]string{"simulate", "--broker", "x", "--devices", "0"}, []string{"devices is 0"}},
+		{[]string{"simulate", "--broker", "127.0.0.1:1", "--interval", "1ms"}, []string{"interval is 1ms"}},
+		{[]string{"simulate", "--broker", "127.0.0.1:1", "--prefix", "a b"}, []string{"prefix"}},
+		{[]string{"simulate", "--duration", "-1s"}, []string{"duration"}},
+		{[]string{"import"}, []string{"<file>"}},
+		{[]string{"import", csv + "x", "--broker", "127.0.0.1:1"}, []string{"no such file"}},
+		{[]string{"import", csv, "--broker", "127.0.0.1:1"}, []string{"which device", "device-id", "ts, v"}},
+		{[]string{"import", csv, "--broker", "127.0.0.1:1", "--device-id", "a b"}, []string{"device-id", "a b"}},
+		{[]string{"import", csv, "--device", "ts", "--device-id", "x"}, []string{"both given"}},
+		{[]string{"import", csv, "--broker", "nowhere", "--device-id", "x"}, []string{"nowhere", "host:port"}},
+		{[]string{"import", csv, "--device-id", "x", "--time-step", "soon"}, []string{"time-step", "soon"}},
+		{[]string{"import", csv, "--device-id", "x", "--time-base", "then", "--time-step", "1s"}, []string{"time-base", "then"}},
+		{[]string{"import", csv, "--device-id", "x", "--time-step", "1s"}, []string{"belong together"}},
+		{[]string{"import", csv, "--device-id", "x", "--batch", "1000", "--broker", "127.0.0.1:1"}, []string{"batch is 1000"}},
+		{[]string{"import", csv, "--device-id", "x", "--delimiter", "ab"}, []string{"delimiter"}},
+		{[]string{"import", csv, "--device-id", "x", "--state", "/nowhere/s", "--broker", "127.0.0.1:1"}, []string{"state file", "--state"}},
+		{[]string{"detect", csv, "--value", "x"}, []string{`no column "x"`}},
+		{[]string{"detect", csv + "x"}, []string{"no such file"}},
+		{[]string{"detect", csv, "--alarms-per-month", "-1"}, []string{"-1"}},
+		{[]string{"cluster", "init", "--shards", "0"}, []string{"shards is 0"}},
+		{[]string{"quarantine", "drop"}, []string{"<id>"}},
+		{[]string{"quarantine", "replay", "x", "--payload", csv + "x"}, []string{"no such file"}},
+		{[]string{"drain"}, []string{"<node>"}},
+		{[]string{"device"}, []string{"expected"}},
+		{[]string{"wal", "verify"}, []string{"<dir>"}},
+		{[]string{"wal", "verify", t.TempDir()}, []string{"no *.wal files"}},
+		{[]string{"wal", "stat", t.TempDir()}, []string{"no *.wal files"}},
+		{[]string{"wal", "dump", t.TempDir(), "--from", "5", "--to", "3"}, []string{"to is smaller"}},
+		{[]string{"config", "validate", config}, []string{"colour", "[5:"}},
+		{[]string{"config", "validate", short}, []string{"cluster.secret", "mqtt.listen"}},
+		{[]string{"config", "print", short}, []string{"cluster.secret"}},
+		{[]string{"dev", "--nodes", "0", "--data", filepath.Join(t.TempDir(), "d")}, []string{"nodes is 0"}},
+	} {
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
+			t.Parallel()
+			stdout, stderr, code := sluice(t, "", c.args...)
+			if code != 1 {
+				t.Errorf("exit code %d, want 1", code)
+			}
+			if stdout != "" {
+				t.Errorf("stdout is not empty:\n%s", stdout)
+			}
+			if !strings.HasPrefix(stderr, "sluice: ") || strings.Count(stderr, "\n") != 1 {
+				t.Errorf("stderr is not one line:\n%s", stderr)
+			}
+			for _, w := range c.want {
+				if !strings.Contains(stderr, w) {
+					t.Errorf("stderr does not name %q:\n%s", w, stderr)
+				}
+			}
+		})
+	}
+}
+
+// TestEveryCommandHasAShortHelp walks the commands as the parser knows them.
+func TestEveryCommandHasAShortHelp(t *testing.T) {
+	var c cli
+	parser, err := kong.New(&c, kong.Name("sluice"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, leaf := range parser.Model.Leaves(false) {
+		if leaf.Help == "" || len(leaf.Help) > 110 || !strings.HasSuffix(leaf.Help, ".") {
+			t.Errorf("%s: help %q is not one short sentence", leaf.Path(), leaf.Help)
+		}
+		for _, f := range leaf.Flags {
+			if f.Name != "help" && (f.Help == "" || len(f.Help) > 130) {
+				t.Errorf("%s --%s: help %q is not one short text", leaf.Path(), f.Name, f.Help)
+			}
+		}
+		t.Run(leaf.Path(), func(t *testing.T) {
+			t.Parallel()
+			stdout, stderr, code := sluice(t, "", append(commandOf(leaf), "-h")...)
+			if code != 0 || stderr != "" || !strings.HasPrefix(stdout, "Usage: sluice ") {
+				t.Errorf("exit code %d, stderr %q, stdout\n%s", code, stderr, stdout)
+			}
+		})
+	}
+}
+
+// commandOf is a command without its arguments.
+func commandOf(leaf *kong.Node) []string {
+	words := strings.Fields(leaf.Path())
+	if at := slices.IndexFunc(words, func(w string) bool { return strings.HasPrefix(w, "<") }); at >= 0 {
+		words = words[:at]
+	}
+	return words
+}
+
+func TestConfigPrintHidesSecretsAndIsAConfiguration(t *testing.T) {
+	text := "node:\n  id: n0\n  zone: a\n  data: /var/lib/sluice\ncluster:\n  secret: 0123456789abcdef-secret\nstore:\n  database: postgres://sluice:hunter2@db:5432/x?password=hunter3\n"
+	path := temp(t, "n.yaml", text)
+	if stdout, stderr, code := sluice(t, "", "config", "validate", path); code != 0 || !strings.Contains(stdout, "is valid") {
+		t.Fatalf("exit code %d: %s%s", code, stdout, stderr)
+	}
+	stdout, stderr, code := sluice(t, "", "config", "print", path)
+	if code != 0 || stderr != "" {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	for _, secret := range []string{"0123456789abcdef", "hunter2", "hunter3"} {
+		if strings.Contains(stdout, secret) {
+			t.Errorf("%s is printed:\n%s", secret, stdout)
+		}
+	}
+	// What is printed holds every key and is read again.
+	printed := temp(t, "printed.yaml", strings.ReplaceAll(stdout, hidden, "0123456789abcdef"))
+	if _, stderr, code := sluice(t, "", "config", "validate", printed); code != 0 {
+		t.Errorf("what is printed is not valid: %s\n%s", stderr, stdout)
+	}
+	if stdout, _, code := sluice(t, "", "config", "print"); code != 0 || !strings.Contains(stdout, "interval: 5m0s") {
+		t.Errorf("defaults: exit code %d\n%s", code, stdout)
+	}
+}
+
+func TestDetectFindsWhatSticksOut(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("time,value,label\n")
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	for i := range 3000 {
+		v := 20 + float64((i*7919)%100)/100
+		if i >= 2500 && i < 2510 {
+			v = 80
+		}
+		fmt.Fprintf(&b, "%s,%.2f,x\n", at.Add(time.Duration(i)*time.Minute).Format(time.RFC3339), v)
+	}
+	b.WriteString("broken,1,x\n")
+	stdout, stderr, code := sluice(t, b.String(), "detect", "-")
+	if code != 0 || !strings.Contains(stderr, "line 3002: column time") {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	if !strings.HasPrefix(stdout, "3,000 readings of 1 series, ") || !strings.Contains(stdout, "2026-01-02T17:40:00.000000Z") {
+		t.Errorf("the jump at 17:40 is not found:\n%s", stdout)
+	}
+	stdout, _, code = sluice(t, b.String(), "detect", "-", "--json")
+	if code != 0 || !strings.Contains(stdout, `"device_id":"file","sensor":"value","opened":"2026-01-02T17:40:00.000000Z"`) {
+		t.Errorf("exit code %d: %s", code, stdout)
+	}
+	stdout, _, code = sluice(t, b.String(), "detect", "-", "--scores")
+	if lines := strings.Count(stdout, "\n"); code != 0 || lines != 3001 || !strings.HasPrefix(stdout, "time,device,sensor,value,score\n2026-01-01T00:00:00.000000Z,file,value,20,0\n") {
+		t.Errorf("exit code %d, %d lines:\n%s", code, lines, stdout[:min(200, len(stdout))])
+	}
+	if _, stderr, code := sluice(t, "time,v\nx,1\n", "detect", "-"); code != 1 || !strings.Contains(stderr, "no reading could be used") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+func TestTimesOfFlags(t *testing.T) {
+	now := time.Date(2026, 1, 23, 12, 0, 0, 0, time.UTC)
+	for s, want := range map[string]string{
+		"2h": "2026-01-23T10:00:00Z", "-90m": "2026-01-23T10:30:00Z", "2026-01-20": "2026-01-20T00:00:00Z", "2026-01-20T05:06": "2026-01-20T05:06:00Z",
+		"2026-01-23T15:24:46.123456Z": "2026-01-23T15:24:46.123456Z", "2026-01-23T15:24:46+02:00": "2026-01-23T13:24:46Z", "1700000000000": "2023-11-14T22:13:20Z",
+	} {
+		got, err := parseTime(s, now)
+		if err != nil || got.UTC().Format(time.RFC3339Nano) != want {
+			t.Errorf("%s: got %v, %v, want %s", s, got, err, want)
+		}
+	}
+}
+
+func TestProgressSaysRateAndRest(t *testing.T) {
+	at := time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+	b := &bar{terminal: true, began: at, f: nil}
+	b.rate.add(at, 0)
+	b.drawn = true
+	got := b.text(at.Add(2*time.Second), 500, 2000, 3000, "3,000 messages")
+	if want := "[######------------------]  25 %  1,500/s  3,000 messages  6s left"; got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	b.terminal = false
+	if got := b.text(at.Add(4*time.Second), 0, 0, 5000, "x"); got != "1,250/s  x" && got != "1,000/s  x" {
+		t.Errorf("without a size: %q", got)
+	}
+}
+
+func TestTableWidensAsItGoes(t *testing.T) {
+	var b strings.Builder
+	w := newTable(&b, "NAME", ">N", "NOTE")
+	w.row("ä", "1", "x")
+	w.row("long name", "1,000", "")
+	if err := w.flush(); err != nil {
+		t.Fatal(err)
+	}
+	if want := "NAME           N  NOTE\nä              1  x\nlong name  1,000\n"; b.String() != want {
+		t.Errorf("got\n%s\nwant\n%s", b.String(), want)
+	}
+	if err := newTable(brokenPipe{}, "A").flush(); !errors.Is(err, io.ErrClosedPipe) {
+		t.Errorf("a reader that is gone: %v", err)
+	}
+}
+
+type brokenPipe struct{}
+
+func (brokenPipe) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+func TestSizesAndCounts(t *testing.T) {
+	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1000: "0.977 KiB", 1024: "1 KiB", 64 << 20: "64 MiB", 5 << 40: "5 TiB"} {
+		if got := size(n); got != want {
+			t.Errorf("size(%d) = %q, want %q", n, got, want)
+		}
+	}
+	for n, want := range map[int64]string{0: "0", 999: "999", 1000: "1,000", -1234567: "-1,234,567", 100000: "100,000"} {
+		if got := count(n); got != want {
+			t.Errorf("count(%d) = %q, want %q", n, got, want)
+		}
+	}
+}

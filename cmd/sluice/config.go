@@ -1,0 +1,264 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/v2"
+
+	"github.com/sluice-iot/sluice/cluster"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// Config is a node's configuration file. Values come from the file, then from
+// SLUICE_* in the environment (SLUICE_MQTT_LISTEN is mqtt.listen), then from
+// flags. An unknown key is an error.
+type Config struct {
+	Node    NodeConfig    `yaml:"node"`
+	Cluster ClusterConfig `yaml:"cluster"`
+	MQTT    MQTTConfig    `yaml:"mqtt"`
+	HTTP    HTTPConfig    `yaml:"http"`
+	Store   StoreConfig   `yaml:"store"`
+	Flush   FlushConfig   `yaml:"flush"`
+	WAL     WALConfig     `yaml:"wal"`
+	Log     LogConfig     `yaml:"log"`
+	Debug   DebugConfig   `yaml:"debug"`
+}
+
+// NodeConfig is who the node is.
+type NodeConfig struct {
+	ID   telemetry.NodeID `yaml:"id"`   // unique in the cluster; stays with the data directory
+	Zone telemetry.Zone   `yaml:"zone"` // failure domain: replicas of a shard live in different zones
+	Data string           `yaml:"data"` // directory for log, snapshots and segments; created when absent
+}
+
+// ClusterConfig is how nodes find and trust each other.
+type ClusterConfig struct {
+	Listen string   `yaml:"listen"` // host:port for traffic between nodes (TCP)
+	Gossip string   `yaml:"gossip"` // host:port for membership (TCP and UDP)
+	Seeds  []string `yaml:"seeds"`  // gossip addresses of some nodes; this node's own is ignored
+	Secret string   `yaml:"secret"` // shared by all nodes, 16 bytes or more; authenticates them to each other
+}
+
+// MQTTConfig is the broker's listener.
+type MQTTConfig struct {
+	Listen    string `yaml:"listen"`    // host:port
+	Advertise string `yaml:"advertise"` // as clients reach it; default: listen
+}
+
+// HTTPConfig is the API's listener.
+type HTTPConfig struct {
+	Listen    string `yaml:"listen"`
+	Advertise string `yaml:"advertise"`
+}
+
+// StoreConfig says where rows go.
+type StoreConfig struct {
+	Database string `yaml:"database"` // postgres:// URL; empty: embedded Parquet segments
+}
+
+// FlushConfig says when rows go there.
+type FlushConfig struct {
+	Interval time.Duration `yaml:"interval"` // 0: 5m embedded (one file per shard and interval), 1s with a database
+	RowsMax  int           `yaml:"rows_max"` // rows per batch; reaching it flushes at once
+}
+
+// WALConfig is the log of the node.
+type WALConfig struct {
+	SegmentMiB int `yaml:"segment_mib"` // size of a preallocated segment file
+}
+
+// LogConfig is what the node says on stderr.
+type LogConfig struct {
+	Level string `yaml:"level"` // debug, info, warn or error
+}
+
+// DebugConfig is for whoever looks into a running node.
+type DebugConfig struct {
+	Listen string `yaml:"listen"` // host:port of net/http/pprof, loopback only; empty: off
+}
+
+func defaultConfig() Config {
+	return Config{
+		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401"},
+		MQTT:    MQTTConfig{Listen: "127.0.0.1:1883"},
+		HTTP:    HTTPConfig{Listen: "127.0.0.1:8080"},
+		Flush:   FlushConfig{RowsMax: 100_000},
+		WAL:     WALConfig{SegmentMiB: 64},
+		Log:     LogConfig{Level: "info"},
+	}
+}
+
+// loadConfig reads a file, then the environment, and validates the result.
+func loadConfig(path string, environ []string) (Config, error) {
+	cfg := defaultConfig()
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return cfg, fmt.Errorf("read configuration: %w", err)
+	}
+	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
+	if err := dec.Decode(&cfg); err != nil && len(bytes.TrimSpace(b)) > 0 {
+		return cfg, fmt.Errorf("read configuration %s: %s", path, oneLine(yaml.FormatError(err, false, false)))
+	}
+	if err := overlayEnv(&cfg, environ); err != nil {
+		return cfg, err
+	}
+	cfg.defaults()
+	if err := cfg.Validate(); err != nil {
+		return cfg, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return cfg, nil
+}
+
+// oneLine joins a message of several lines.
+func oneLine(s string) string { return strings.Join(strings.Fields(s), " ") }
+
+// envPrefix begins every variable that overrides a key of the file.
+const envPrefix = "SLUICE_"
+
+// overlayEnv applies SLUICE_* variables. The names are derived from the keys of
+// the file; one that matches no key is an error, so that a typo is not silent.
+func overlayEnv(cfg *Config, environ []string) error {
+	names := map[string]string{}
+	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
+		names[envPrefix+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
+	}
+	var unknown []string
+	k := koanf.New(".")
+	provider := env.Provider(".", env.Opt{Prefix: envPrefix, EnvironFunc: func() []string { return environ }, TransformFunc: func(name, value string) (string, any) {
+		if slices.Contains(notConfig, name) {
+			return "", nil
+		}
+		key, ok := names[name]
+		if !ok {
+			unknown = append(unknown, name)
+			return "", nil
+		}
+		if key == "cluster.seeds" {
+			return key, strings.Split(value, ",")
+		}
+		return key, value
+	}})
+	if err := k.Load(provider, nil); err != nil {
+		return fmt.Errorf("read environment: %w", err)
+	}
+	if len(unknown) > 0 {
+		return fmt.Errorf("environment variable %s matches no configuration key: see sluice config print", strings.Join(unknown, ", "))
+	}
+	if err := k.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{Tag: "yaml"}); err != nil {
+		return fmt.Errorf("read environment: %s", oneLine(err.Error()))
+	}
+	return nil
+}
+
+// notConfig lists variables with our prefix that are not keys of the file.
+var notConfig = []string{"SLUICE_DATA", "SLUICE_API"}
+
+// keysOf lists the dotted keys of a configuration struct.
+func keysOf(t reflect.Type, prefix string) []string {
+	var keys []string
+	for f := range t.Fields() {
+		key := prefix + f.Tag.Get("yaml")
+		if f.Type.Kind() == reflect.Struct {
+			keys = append(keys, keysOf(f.Type, key+".")...)
+		} else {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+// defaults fills in what follows from other values.
+func (c *Config) defaults() {
+	if c.MQTT.Advertise == "" {
+		c.MQTT.Advertise = c.MQTT.Listen
+	}
+	if c.HTTP.Advertise == "" {
+		c.HTTP.Advertise = c.HTTP.Listen
+	}
+	if c.Flush.Interval == 0 {
+		c.Flush.Interval = 5 * time.Minute
+		if c.Store.Database != "" {
+			c.Flush.Interval = time.Second
+		}
+	}
+}
+
+// secretBytesMin keeps guessing out of reach.
+const secretBytesMin = 16
+
+// Validate returns every problem at once.
+func (c *Config) Validate() error {
+	var errs []error
+	problem := func(key, format string, args ...any) {
+		errs = append(errs, fmt.Errorf("%s: %s", key, fmt.Sprintf(format, args...)))
+	}
+	if err := cluster.ValidateNodeID(c.Node.ID); err != nil {
+		problem("node.id", "%v", err)
+	}
+	if err := cluster.ValidateZone(c.Node.Zone); err != nil {
+		problem("node.zone", "%v", err)
+	}
+	if c.Node.Data == "" {
+		problem("node.data", "is empty: name a directory on a local disk")
+	}
+	if len(c.Cluster.Secret) < secretBytesMin {
+		problem("cluster.secret", "has %d bytes, want at least %d: use the same random text on every node", len(c.Cluster.Secret), secretBytesMin)
+	}
+	if strings.HasPrefix(c.Cluster.Secret, "change-me") {
+		problem("cluster.secret", "is the example's: make one with head -c 24 /dev/urandom | base64")
+	}
+	for _, a := range []struct{ key, addr string }{
+		{"cluster.listen", c.Cluster.Listen}, {"cluster.gossip", c.Cluster.Gossip}, {"mqtt.listen", c.MQTT.Listen},
+		{"http.listen", c.HTTP.Listen}, {"mqtt.advertise", c.MQTT.Advertise}, {"http.advertise", c.HTTP.Advertise},
+	} {
+		if _, _, err := net.SplitHostPort(a.addr); err != nil {
+			problem(a.key, "%q is not host:port", a.addr)
+		}
+	}
+	for _, a := range []struct{ key, addr, who string }{
+		{"cluster.listen", c.Cluster.Listen, "the other nodes reach"}, {"cluster.gossip", c.Cluster.Gossip, "the other nodes reach"},
+		{"mqtt.advertise", c.MQTT.Advertise, "clients reach"}, {"http.advertise", c.HTTP.Advertise, "clients reach"},
+	} {
+		if host, _, err := net.SplitHostPort(a.addr); err == nil && (host == "" || net.ParseIP(host).IsUnspecified()) {
+			problem(a.key, "%q is every address: name the one that %s", a.addr, a.who)
+		}
+	}
+	if d := c.Store.Database; d != "" && !strings.HasPrefix(d, "postgres://") && !strings.HasPrefix(d, "postgresql://") {
+		problem("store.database", "is not a postgres:// URL; leave it out for the embedded store")
+	}
+	if c.Flush.Interval < 100*time.Millisecond || c.Flush.Interval > time.Hour {
+		problem("flush.interval", "is %v: use 100ms to 1h", c.Flush.Interval)
+	}
+	if c.Flush.RowsMax < 1000 || c.Flush.RowsMax > 10_000_000 {
+		problem("flush.rows_max", "is %d: use 1000 to 10000000", c.Flush.RowsMax)
+	}
+	if c.WAL.SegmentMiB < 1 || c.WAL.SegmentMiB > 1024 {
+		problem("wal.segment_mib", "is %d: use 1 to 1024", c.WAL.SegmentMiB)
+	}
+	if host, _, err := net.SplitHostPort(c.Debug.Listen); c.Debug.Listen != "" && (err != nil || !net.ParseIP(host).IsLoopback()) {
+		problem("debug.listen", "%q is not host:port on loopback (profiles show what is in memory): use 127.0.0.1:6060", c.Debug.Listen)
+	}
+	if _, err := c.Log.level(); err != nil {
+		problem("log.level", "%v", err)
+	}
+	return errors.Join(errs...)
+}
+
+func (c *LogConfig) level() (slog.Level, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(c.Level)); err != nil {
+		return 0, fmt.Errorf("%q is not a level: use debug, info, warn or error", c.Level)
+	}
+	return l, nil
+}

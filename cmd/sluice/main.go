@@ -1,0 +1,104 @@
+// Command sluice is the whole of Sluice in one binary: a node, a local cluster
+// for development, and the clients of both.
+package main
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+// version is set by the linker.
+var version = "0.0.0-dev"
+
+type cli struct {
+	Dev       devCmd    `cmd:"" help:"Run a local cluster of real node processes in the foreground."`
+	SmokeTest smokeCmd  `cmd:"" help:"Publish through each node of a local cluster and read back through another."`
+	Node      nodeCmd   `cmd:"" help:"Run one node in the foreground."`
+	Config    configCmd `cmd:"" help:"Check or print a node's configuration."`
+
+	Status     statusCmd     `cmd:"" help:"Show nodes, shards and the ledger of the cluster."`
+	Nodes      nodesCmd      `cmd:"" help:"List the nodes."`
+	Shards     shardsCmd     `cmd:"" help:"List the shards with leaders, replicas and backlog."`
+	Device     deviceCmd     `cmd:"" help:"List or show devices."`
+	Query      queryCmd      `cmd:"" help:"Print readings of a device."`
+	Anomalies  anomaliesCmd  `cmd:"" help:"List or follow anomalies."`
+	Quarantine quarantineCmd `cmd:"" help:"List, replay or drop messages that are no telemetry."`
+
+	Import   importCmd   `cmd:"" help:"Send a CSV or NDJSON file to the cluster."`
+	Simulate simulateCmd `cmd:"" help:"Publish as many simulated devices."`
+	Detect   detectCmd   `cmd:"" help:"Find anomalies in a CSV file, without a cluster."`
+
+	Cluster clusterCmd `cmd:"" help:"Create a cluster."`
+	Drain   drainCmd   `cmd:"" help:"Take a node out of service."`
+	WAL     walCmd     `cmd:"" name:"wal" help:"Look into a stopped node's log."`
+
+	Bench   benchCmd   `cmd:"" help:"Measure."`
+	Version versionCmd `cmd:"" help:"Print the version."`
+}
+
+func main() {
+	os.Exit(run(os.Args[1:]))
+}
+
+// run executes one command; every failure is one line on stderr.
+func run(args []string) int {
+	var c cli
+	exit := -1
+	parser, err := kong.New(&c, kong.Name("sluice"), kong.UsageOnError(), kong.Exit(func(code int) { exit = code }),
+		kong.Description("A distributed time-series ingestion cluster for devices."))
+	if err != nil {
+		return fail(err)
+	}
+	k, err := parser.Parse(args)
+	if exit >= 0 {
+		return exit
+	}
+	if err != nil {
+		return fail(fmt.Errorf("%w: see sluice --help", err))
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	k.BindTo(ctx, (*context.Context)(nil))
+	if err := k.Run(); err != nil {
+		return fail(err)
+	}
+	return 0
+}
+
+func fail(err error) int {
+	fmt.Fprintln(os.Stderr, "sluice: "+strings.Join(strings.Split(strings.TrimSpace(err.Error()), "\n"), "; "))
+	return 1
+}
+
+type nodeCmd struct {
+	Config string `required:"" type:"path" placeholder:"FILE" help:"Configuration file (YAML)."`
+}
+
+// Run implements kong.
+func (c *nodeCmd) Run(ctx context.Context) error {
+	cfg, err := loadConfig(c.Config, os.Environ())
+	if err != nil {
+		return err
+	}
+	level, err := cfg.Log.level()
+	if err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	return runNode(ctx, logger, cfg)
+}
+
+type versionCmd struct{}
+
+// Run implements kong.
+func (versionCmd) Run() error {
+	fmt.Println("sluice", version)
+	return nil
+}

@@ -1,0 +1,204 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"encoding/csv"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/api/client"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+type queryCmd struct {
+	apiFlag
+	Device string `arg:"" help:"Device id."`
+	Sensor string `help:"Only this sensor."`
+	From   string `placeholder:"TIME" help:"First time: RFC 3339, a date, milliseconds since 1970, or 2h for two hours ago."`
+	To     string `placeholder:"TIME" help:"End, not included."`
+	Limit  int    `default:"1000" help:"Readings at most; 0: all."`
+	Format string `default:"table" enum:"table,json,csv" help:"table, json or csv."`
+}
+
+// Run implements kong.
+func (c *queryCmd) Run(ctx context.Context) error {
+	q := client.ReadingsQuery{Device: c.Device, Sensor: c.Sensor}
+	now := time.Now()
+	var err error
+	if q.From, err = timeFlag("from", c.From, now); err != nil {
+		return err
+	}
+	if q.To, err = timeFlag("to", c.To, now); err != nil {
+		return err
+	}
+	if c.Limit < 0 {
+		return errors.New("limit is negative: use 0 for all readings")
+	}
+	if c.Limit > 0 && c.Limit < api.ReadingsLimitMax {
+		q.Page = min(c.Limit+1, 10_000) // one more tells whether there are more
+	}
+	out := bufio.NewWriter(os.Stdout)
+	err = c.with(func(cl *client.Client) error {
+		more, err := c.print(ctx, cl, q, out)
+		if err == nil && more {
+			fmt.Fprintf(os.Stderr, "there is more: --limit 0 shows all, --from continues\n")
+		}
+		return err
+	})
+	if flushErr := out.Flush(); err == nil && flushErr != nil {
+		err = fmt.Errorf("write output: %w", flushErr)
+	}
+	return err
+}
+
+func timeFlag(name, s string, now time.Time) (time.Time, error) {
+	if s == "" {
+		return time.Time{}, nil
+	}
+	t, err := parseTime(s, now)
+	if err != nil {
+		return t, fmt.Errorf("%s: %w", name, err)
+	}
+	return t, nil
+}
+
+// print reports whether there is more than the limit.
+func (c *queryCmd) print(ctx context.Context, cl *client.Client, q client.ReadingsQuery, w io.Writer) (more bool, err error) {
+	p := readingPrinters[c.Format](w)
+	n := 0
+	for r, err := range cl.Readings(ctx, q) {
+		if err != nil {
+			return false, err
+		}
+		if c.Limit > 0 && n == c.Limit {
+			more = true
+			break
+		}
+		n++
+		if err := p.reading(&r); err != nil {
+			return false, err
+		}
+	}
+	if n == 0 && c.Format == "table" {
+		// Nothing in this time is an answer; no such device is an error.
+		if _, err := cl.Device(ctx, c.Device); err != nil {
+			return false, err
+		}
+	}
+	return more, p.end()
+}
+
+// readingPrinter is one form of output.
+type readingPrinter interface {
+	reading(r *api.Reading) error
+	end() error
+}
+
+var readingPrinters = map[string]func(io.Writer) readingPrinter{
+	"table": func(w io.Writer) readingPrinter {
+		return &tablePrinter{newTable(w, "TIME", "SENSOR", ">VALUE", ">SCORE", "QUALITY")}
+	},
+	"csv":  func(w io.Writer) readingPrinter { return &csvPrinter{w: csv.NewWriter(w)} },
+	"json": func(w io.Writer) readingPrinter { return &jsonPrinter{w: w} },
+}
+
+type tablePrinter struct{ t *table }
+
+func (p *tablePrinter) reading(r *api.Reading) error {
+	p.t.row(r.Time.String(), r.Sensor, number(float64(r.Value)), strconv.FormatFloat(float64(r.Score), 'f', 3, 32), quality(r.Quality))
+	return nil
+}
+
+func (p *tablePrinter) end() error { return p.t.flush() }
+
+// number is the shortest form that reads back to the same bits, without an
+// exponent where a person would not write one.
+func number(f float64) string {
+	if s := strconv.FormatFloat(f, 'f', -1, 64); len(s) <= 20 {
+		return s
+	}
+	return strconv.FormatFloat(f, 'g', -1, 64)
+}
+
+// quality names the bits.
+func quality(q telemetry.Quality) string {
+	var names []string
+	for _, b := range []struct {
+		bit  telemetry.Quality
+		name string
+	}{
+		{telemetry.QualityReceiptTime, "receipt-time"}, {telemetry.QualityFuture, "future"},
+		{telemetry.QualityWarmup, "warm-up"}, {telemetry.QualityBool, "bool"},
+	} {
+		if q&b.bit != 0 {
+			names = append(names, b.name)
+		}
+	}
+	return strings.Join(names, ",")
+}
+
+type csvPrinter struct {
+	w     *csv.Writer
+	begun bool
+}
+
+func (p *csvPrinter) reading(r *api.Reading) error {
+	if err := p.header(); err != nil {
+		return err
+	}
+	return p.w.Write([]string{r.Time.String(), r.Sensor, strconv.FormatFloat(float64(r.Value), 'g', -1, 64),
+		strconv.FormatFloat(float64(r.Score), 'g', -1, 32), strconv.Itoa(int(r.Quality))})
+}
+
+func (p *csvPrinter) header() error {
+	if p.begun {
+		return nil
+	}
+	p.begun = true
+	return p.w.Write([]string{"time", "sensor", "value", "score", "quality"})
+}
+
+func (p *csvPrinter) end() error {
+	if err := p.header(); err != nil {
+		return err
+	}
+	p.w.Flush()
+	return p.w.Error()
+}
+
+// jsonPrinter writes the form of the API, as one list.
+type jsonPrinter struct {
+	w io.Writer
+	n int
+}
+
+func (p *jsonPrinter) reading(r *api.Reading) error {
+	b, err := json.Marshal(r)
+	if err != nil {
+		return fmt.Errorf("write output: %w", err)
+	}
+	before := ",\n"
+	if p.n == 0 {
+		before = `{"readings":[` + "\n"
+	}
+	p.n++
+	_, err = fmt.Fprintf(p.w, "%s%s", before, b)
+	return err
+}
+
+func (p *jsonPrinter) end() error {
+	after := "\n]}\n"
+	if p.n == 0 {
+		after = `{"readings":[]}` + "\n"
+	}
+	_, err := io.WriteString(p.w, after)
+	return err
+}

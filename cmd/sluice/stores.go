@@ -1,0 +1,118 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/cluster"
+	"github.com/sluice-iot/sluice/shard"
+	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/store/parquet"
+	"github.com/sluice-iot/sluice/store/postgres"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// stores is where this node's rows go.
+type stores struct {
+	shard.Stores
+	name     string         // as status shows it
+	files    *parquet.Store // nil with a database
+	database *postgres.DB   // nil with the embedded store
+	close    func() error
+	// failed gets the error after which nobody knows what the disk holds.
+	failed <-chan error
+}
+
+// openStores opens the database if the configuration names one, and the embedded
+// store otherwise. A database that cannot be reached is no error: intake goes
+// on, the backlog shows.
+func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *cluster.Identity) (stores, error) {
+	if cfg.Store.Database != "" {
+		db, err := postgres.Open(logger, reg, postgres.Config{URL: cfg.Store.Database, Cluster: id.ClusterID, Conns: databaseConns})
+		if err != nil {
+			return stores{}, fmt.Errorf("store.database: %w", err)
+		}
+		return stores{Stores: shard.Stores{Shared: db}, name: "postgres", database: db, close: db.Close}, nil
+	}
+	files, err := parquet.Open(logger, reg, parquet.Config{Dir: filepath.Join(cfg.Node.Data, "store")})
+	if err != nil {
+		return stores{}, err
+	}
+	failed := make(chan error, 1)
+	return stores{Stores: shard.Stores{Local: segments{files, failed}}, name: "parquet", files: files, close: files.Close, failed: failed}, nil
+}
+
+// A node's connections to the database, and how many flushes it runs at once:
+// with a database one connection stays for queries.
+const (
+	databaseConns   = 4
+	databaseFlushes = databaseConns - 1
+	localFlushes    = 2 // more only compete for the disk
+)
+
+func (s *stores) flushesMax() int {
+	if s.database != nil {
+		return databaseFlushes
+	}
+	return localFlushes
+}
+
+// alarm says what is wrong with the store, "" when nothing is known to be.
+func (s *stores) alarm() string {
+	if s.database == nil {
+		return ""
+	}
+	if err := s.database.Health(); err != nil {
+		return fmt.Sprintf("database: %s (intake goes on, rows wait in the log)", oneLine(err.Error()))
+	}
+	return ""
+}
+
+// segments is the embedded store as a shard wants it.
+type segments struct {
+	*parquet.Store
+	failed chan<- error
+}
+
+// Write implements shard.LocalStore.
+func (s segments) Write(ctx context.Context, b *telemetry.Batch) ([16]byte, error) {
+	seg, err := s.Store.Write(ctx, b)
+	if errors.Is(err, parquet.ErrSync) {
+		select {
+		case s.failed <- err:
+		default: // the process is ending already
+		}
+	}
+	return seg.Digest, err
+}
+
+// Digest implements shard.LocalStore.
+func (s segments) Digest(id telemetry.ShardID, from, to uint64) ([16]byte, bool) {
+	for _, seg := range s.Segments(id) {
+		if seg.From == from && seg.To == to {
+			return seg.Digest, true
+		}
+	}
+	return [16]byte{}, false
+}
+
+// Read implements shard.LocalStore. A damaged segment is taken out of the store
+// and fetched from a peer; until then its rows are unavailable, not missing.
+func (s segments) Read(ctx context.Context, id telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, error) {
+	points, err := s.Store.Read(ctx, id, upTo, q)
+	var damage *parquet.CorruptError
+	if !errors.As(err, &damage) {
+		return points, err
+	}
+	for _, seg := range s.Segments(id) {
+		if seg.From == damage.From && seg.To == damage.To {
+			err = errors.Join(err, s.SetAside(ctx, seg, damage))
+		}
+	}
+	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+}
