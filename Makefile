@@ -1,0 +1,74 @@
+# Sluice. `make help` lists the targets; the text comes from the ## comments.
+
+DATA      ?= data/dev
+MQTT_PORT ?= 1883
+HTTP_PORT ?= 8080
+SIMULATE  ?= 100
+API       := http://127.0.0.1:$(HTTP_PORT)
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+GO        ?= go
+SLUICE    := bin/sluice
+DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
+
+.DEFAULT_GOAL := help
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e soak lint fmt bench fuzz clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## build bin/sluice, one static binary
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(SLUICE) ./cmd/sluice
+
+run: build ## three nodes in three zones on loopback with 100 simulated devices, until Ctrl-C
+	@exec $(DEV)
+
+up: build ## the same in the background
+	@deploy/dev.sh up $(DATA) $(API) $(DEV)
+
+status: ## nodes, shards and ledger of the cluster that up or run started
+	@$(SLUICE) status --api $(API)
+
+logs: ## follow the nodes' logs
+	@tail -n 20 -F $(DATA)/dev.log $(DATA)/n*.log
+
+health: ## ask every node whether it is healthy and ready
+	@deploy/dev.sh health $(DATA)
+
+smoke-test: ## publish through each node, read back through another
+	@$(SLUICE) smoke-test --data $(DATA)
+
+down: ## stop the cluster that up started
+	@deploy/dev.sh down $(DATA)
+
+test: test-deps test-unit test-e2e ## install what the tests need, and run all of them
+
+test-deps: ## install what the tests need (Debian packages, npm packages)
+	@deploy/test-deps.sh
+
+test-unit: ## the tests of the packages
+	$(GO) vet ./...
+	$(GO) test -p 2 -timeout 20m $$($(GO) list ./... | grep -v /e2e)
+
+test-e2e: ## the tests that run real processes
+	$(GO) test -p 1 -count 1 -timeout 30m ./e2e
+
+soak: ## random faults for ten minutes (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
+	SLUICE_SOAK_DURATION=$${SLUICE_SOAK_DURATION:-10m} SLUICE_SOAK_SEED=$${SLUICE_SOAK_SEED:-$$(date +%s)} \
+	$(GO) test -count 1 -timeout 0 -v -run Soak ./e2e
+
+lint: ## gofmt, vet and golangci-lint (built from source on first use)
+	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run make fmt"; exit 1; }
+	$(GO) vet ./...
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
+
+fmt: ## gofmt everything
+	gofmt -w .
+
+bench: build ## measure acknowledged messages per second, latency, CPU and log bytes per message
+	$(SLUICE) bench ingest
+
+fuzz: ## every fuzz target for 20 seconds
+	@deploy/fuzz.sh 20s
+
+clean: ## remove what the build and the local cluster made
+	rm -rf bin data
