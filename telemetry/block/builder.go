@@ -30,6 +30,7 @@ type Builder struct {
 	readings   series
 	attributes series
 	values     dict // texts of attributes that are not numbers
+	recent     [recentTexts]recentText
 
 	notes   dict    // reasons and topics
 	note    []int64 // reason and topic per quarantined message
@@ -40,6 +41,8 @@ type Builder struct {
 	scratch scratch
 	encoder *zstd.Encoder
 }
+
+const recentTexts = 16
 
 // NewBuilder returns an empty Builder.
 func NewBuilder() *Builder {
@@ -117,16 +120,32 @@ func (b *Builder) quarantine(m *telemetry.Message) {
 func (b *Builder) addReadings(readings []telemetry.Reading) {
 	s := &b.readings
 	s.begin()
-	for i := range readings {
+	for i := b.addExpected(readings); i < len(readings); i++ {
 		r := &readings[i]
 		kind := columnKind(&r.Value)
-		c := s.column(r.Sensor, kind)
-		c.mantissas = append(c.mantissas, r.Value.Mantissa)
-		if kind == kindDecimal {
-			c.scales = append(c.scales, r.Value.Scale)
-		}
+		s.column(r.Sensor, kind).put(kind, &r.Value)
 	}
 	b.size += s.end() + valueBytes*len(readings)
+}
+
+// addExpected adds readings as long as they are those of the message before, by
+// name and kind, and returns how many.
+func (b *Builder) addExpected(readings []telemetry.Reading) int {
+	s := &b.readings
+	n := min(len(readings), len(s.guess))
+	guess := s.guess[:n]
+	for i, g := range guess {
+		r, c := &readings[i], &s.columns[g]
+		kind := columnKind(&r.Value)
+		first, last := words(r.Sensor)
+		if !c.is(r.Sensor, first, last, kind) {
+			s.at = i
+			return i
+		}
+		c.put(kind, &r.Value)
+	}
+	s.at = n
+	return n
 }
 
 // columnKind is the type of column that a value goes to: integers and decimals
@@ -153,21 +172,74 @@ func (b *Builder) addAttributes(attributes []telemetry.Attribute) {
 	before := len(b.values.text)
 	for i := range attributes {
 		a := &attributes[i]
+		if b.addExpectedAttribute(a) {
+			continue
+		}
 		if mantissa, scale, ok := parseDecimal(a.Value); ok {
-			c := s.column(a.Key, kindDecimal)
-			c.mantissas = append(c.mantissas, mantissa)
-			c.scales = append(c.scales, scale)
+			s.column(a.Key, kindDecimal).decimal(mantissa, scale)
 			continue
 		}
 		c := s.column(a.Key, kindText)
-		id := c.lastID
-		if c.last != a.Value || len(c.mantissas) == 0 {
-			id = int64(b.values.id(a.Value))
-			c.last, c.lastID = b.values.at(uint32(id)), id
-		}
-		c.mantissas = append(c.mantissas, id)
+		c.mantissas = append(c.mantissas, int64(b.values.id(a.Value)))
 	}
 	b.size += s.end() + len(b.values.text) - before + valueBytes*len(attributes)
+}
+
+// addExpectedAttribute adds an attribute that has the name and kind of the
+// message before at this place, and a text only if it is known.
+func (b *Builder) addExpectedAttribute(a *telemetry.Attribute) bool {
+	s := &b.attributes
+	if s.at >= len(s.guess) {
+		return false
+	}
+	c := &s.columns[s.guess[s.at]]
+	first, last := words(a.Key)
+	if !c.is(a.Key, first, last, c.kind) {
+		return false
+	}
+	if c.kind == kindDecimal {
+		mantissa, scale, ok := parseDecimal(a.Value)
+		if !ok {
+			return false
+		}
+		s.take()
+		c.decimal(mantissa, scale)
+		return true
+	}
+	// A text that is in the dictionary is not spelled like a decimal.
+	id, ok := b.knownText(a.Value)
+	if !ok {
+		return false
+	}
+	s.take()
+	c.mantissas = append(c.mantissas, int64(id))
+	return true
+}
+
+// recentText is a text in values.
+type recentText struct {
+	first, last uint64
+	size        int // + 1; 0 is none
+	id          uint32
+}
+
+// knownText finds a text in values: first among the recent ones, of which there
+// is one per last character, because firmware versions and states are few and
+// differ there.
+func (b *Builder) knownText(text string) (id uint32, ok bool) {
+	n := len(text)
+	if n == 0 || n > wordsMax {
+		return b.values.find(text)
+	}
+	first, last := words(text)
+	r := &b.recent[text[n-1]%recentTexts]
+	if r.first == first && r.last == last && r.size == n+1 {
+		return r.id, true
+	}
+	if id, ok = b.values.find(text); ok {
+		*r = recentText{first, last, n + 1, id}
+	}
+	return id, ok
 }
 
 // Reset empties the Builder and keeps its memory.
@@ -178,6 +250,7 @@ func (b *Builder) Reset() {
 	b.readings.reset()
 	b.attributes.reset()
 	b.values.reset()
+	clear(b.recent[:])
 	b.notes.reset()
 	b.note, b.lengths = b.note[:0], b.lengths[:0]
 	if cap(b.payload) > dictTextKept {

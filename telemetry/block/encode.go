@@ -21,12 +21,6 @@ const (
 	columnProperties = 9 // reserved: MQTT properties that a subscriber is owed
 )
 
-// Ways to write the device dictionary.
-const (
-	devicesPlain    = 0 // texts
-	devicesNumbered = 1 // a few prefixes, and a number of fixed digits behind them
-)
-
 // Ways to write the decimals of a column.
 const (
 	scaleFixed     = 0 // one scale for all
@@ -143,87 +137,6 @@ func (b *Builder) gatherText(numbered bool) error {
 	return nil
 }
 
-// splitDevices tries to see every device id as a prefix and a number of fixed
-// digits, and reports whether few prefixes are enough. Random digits do not
-// compress as text; as numbers they take 3.3 bits each.
-func (b *Builder) splitDevices() bool {
-	n, s := b.devices.len(), &b.scratch
-	if n < 4 {
-		return false
-	}
-	if s.prefixes.table == nil {
-		s.prefixes = newDict()
-	}
-	s.prefixes.reset()
-	s.numbers, s.classes = s.numbers[:0], s.classes[:0]
-	class, prefix := int64(-1), "" // of the id before
-	for i := range n {
-		id := b.devices.at(uint32(i))
-		digits, number := splitDigits(id)
-		head := id[:len(id)-digits]
-		if class < 0 || len(prefix) != len(head)+1 || prefix[len(head)] != byte(digits) || prefix[:len(head)] != head {
-			s.key = append(append(s.key[:0], head...), byte(digits))
-			class = int64(s.prefixes.idOf(s.key))
-			prefix = s.prefixes.at(uint32(class))
-		}
-		s.classes = append(s.classes, class)
-		s.numbers = append(s.numbers, number)
-		if s.prefixes.len() > n/4 {
-			return false
-		}
-	}
-	return true
-}
-
-// splitDigits returns the number that id ends with and how many digits it has,
-// at most 18.
-func splitDigits(id string) (digits int, number int64) {
-	unit := int64(1)
-	for i := len(id) - 1; i >= 0 && digits < len(pow10)-1 && id[i]-'0' <= 9; i-- {
-		number += int64(id[i]-'0') * unit
-		unit *= 10
-		digits++
-	}
-	return digits, number
-}
-
-func (b *Builder) devicesColumn(dst []byte, numbered bool) []byte {
-	s := &b.scratch
-	dst = binary.AppendUvarint(dst, uint64(b.devices.len()))
-	if numbered {
-		dst = append(dst, devicesNumbered)
-		dst = binary.AppendUvarint(dst, uint64(s.prefixes.len()))
-		s.ints = s.prefixes.lengths(s.ints[:0])
-		for i := range s.ints {
-			s.ints[i]-- // without the digits
-		}
-		dst = b.ints(dst, s.ints)
-		for i := range s.ints {
-			p := s.prefixes.at(uint32(i))
-			s.ints[i] = int64(p[len(p)-1])
-		}
-		dst = b.ints(dst, s.ints)
-		dst = b.ints(dst, s.classes)
-		dst = b.ints(dst, s.numbers)
-	} else {
-		dst = append(dst, devicesPlain)
-		s.ints = b.devices.lengths(s.ints[:0])
-		dst = b.ints(dst, s.ints)
-	}
-	// A device seen for the first time is 0, others count from the newest one
-	// back, so that a block of distinct devices and a run of one cost nothing.
-	x := s.ints[:0]
-	seen := int64(0)
-	for _, d := range b.device {
-		x = append(x, seen-d)
-		if d == seen {
-			seen++
-		}
-	}
-	s.ints = x
-	return b.ints(dst, x)
-}
-
 // messagesColumn writes flags, receive times, and device times as lag behind the
 // receive time in the largest unit of which all device times are multiples.
 func (b *Builder) messagesColumn(dst []byte) []byte {
@@ -328,12 +241,12 @@ func (b *Builder) floatColumn(dst []byte, c *column) []byte {
 }
 
 func (b *Builder) decimalColumn(dst []byte, c *column) []byte {
+	if !c.mixed {
+		return b.ints(append(dst, scaleFixed, c.scale), c.mantissas)
+	}
 	low, high := uint8(math.MaxUint8), uint8(0)
 	for _, s := range c.scales {
 		low, high = min(low, s), max(high, s)
-	}
-	if low == high {
-		return b.ints(append(dst, scaleFixed, high), c.mantissas)
 	}
 	x := &b.scratch
 	mode, floor := byte(scaleShortest), uint8(0)

@@ -2,7 +2,6 @@ package block
 
 import (
 	"encoding/binary"
-	"math"
 	"math/bits"
 	"slices"
 )
@@ -34,7 +33,7 @@ type plan struct {
 	width      int
 	cost       int // bits
 	downward   bool
-	exceptions bool
+	exceptions int
 }
 
 // appendInts appends values as an integer column; scratch is for differences.
@@ -42,42 +41,82 @@ func appendInts(dst []byte, values []int64, scratch *[]int64) []byte {
 	if len(values) == 0 {
 		return dst
 	}
-	low, high := values[0], values[0]
-	lowest, highest := int64(math.MaxInt64), int64(math.MinInt64) // differences
-	last, way := values[0], uint64(0)
-	for _, v := range values[1:] {
-		low, high = min(low, v), max(high, v)
-		d := v - last
-		lowest, highest = min(lowest, d), max(highest, d)
-		way += uint64(max(d, -d))
-		last = v
+	low, high := bounds(values)
+	if low == high {
+		return binary.AppendVarint(append(dst, 0), low)
 	}
-	p := planFor(values, low, high)
-	tempting := p.exceptions || span(lowest, highest) < p.width || smooth(len(values), low, high, way)
-	if len(values) < 3 || low == high || !tempting {
+	s := sampleOf(values, low, high)
+	p := planFor(values, low, high, s.above)
+	if len(values) < 3 || !s.smooth {
 		return appendPacked(dst, values, p, 0)
 	}
 	d := slices.Grow((*scratch)[:0], len(values))[:len(values)-1]
 	*scratch = d
-	last = values[0]
+	last := values[0]
 	for i, v := range values[1:] {
 		d[i] = v - last
 		last = v
 	}
-	if q := planFor(d, lowest, highest); q.cost+firstBits < p.cost {
+	lowest, highest := bounds(d)
+	if q := planFor(d, lowest, highest, sampleOf(d, lowest, highest).above); q.cost+firstBits < p.cost {
 		dst = append(dst, widthHasFlags|byte(q.width), q.flags()|flagDelta)
 		return appendPacked(binary.AppendVarint(dst, values[0]), d, q, flagDelta)
 	}
 	return appendPacked(dst, values, p, 0)
 }
 
-// smooth reports whether the mean of the n - 1 steps, which add up to way, is an
-// eighth of the range at most. It is a third for uniform noise, about a fifth for
+// bounds returns the smallest and the largest of some values, in two lanes,
+// because each comparison waits for the one before.
+func bounds(values []int64) (low, high int64) {
+	low, high = values[0], values[0]
+	low2, high2 := low, high
+	for len(values) >= 4 {
+		v := values[:4]
+		low, high = min(low, v[0]), max(high, v[0])
+		low2, high2 = min(low2, v[1]), max(high2, v[1])
+		low, high = min(low, v[2]), max(high, v[2])
+		low2, high2 = min(low2, v[3]), max(high2, v[3])
+		values = values[4:]
+	}
+	for _, v := range values {
+		low, high = min(low, v), max(high, v)
+	}
+	return min(low, low2), max(high, high2)
+}
+
+// sample is what some of the values, always the same ones, tell about all.
+type sample struct {
+	above  int  // in sampleSize, are in the upper half of the range
+	smooth bool // the mean step is small
+}
+
+// sampleSize is the number of values looked at. Of a column where exceptions or
+// differences pay well it is very unlikely that the sample does not show it, and
+// then the column is only larger than it could be.
+const sampleSize = 32
+
+// sampleOf calls values smooth if the mean step from one to the next is an eighth
+// of the range at most. It is a third for uniform noise, about a fifth for
 // exponential, and little for ramps with a few jumps, where differences pay.
-func smooth(n int, low, high int64, way uint64) bool {
+func sampleOf(values []int64, low, high int64) sample {
 	width := uint64(high) - uint64(low)
-	return width >= 1<<47 || // way may have overflowed
-		way/uint64(n) <= width/8
+	half := uint(max(bits.Len64(width), 1)-1) & 63
+	step := 1 + (len(values)-1)/sampleSize
+	above, way, n := uint64(0), uint64(0), 0
+	last := values[0]
+	for i := step; i < len(values); i += step {
+		v, before := values[i], values[i-1]
+		above += (uint64(last) - uint64(low)) >> half
+		d := v - before
+		way += uint64(max(d, -d))
+		last = v
+		n++
+	}
+	if n == 0 {
+		return sample{}
+	}
+	smooth := way/uint64(n) <= width/8 || width >= 1<<58 // way may have overflowed
+	return sample{int(above) * sampleSize / n, smooth}
 }
 
 // firstBits is about what differences cost on top: flags and the first value.
@@ -91,46 +130,48 @@ func (p *plan) flags() byte {
 	if p.downward {
 		f |= flagDownward
 	}
-	if p.exceptions {
+	if p.exceptions > 0 {
 		f |= flagExceptions
 	}
 	return f
 }
 
-// planFor finds the cheapest base and width for values between low and high.
-func planFor(values []int64, low, high int64) plan {
+// planFor finds the cheapest base and width for values between low and high, of
+// which about sampled in sampleSize are in the upper half of the range.
+func planFor(values []int64, low, high int64, sampled int) plan {
 	full := span(low, high)
 	p := plan{base: low, width: full, cost: full * len(values)}
-	if full < 3 || len(values) < 8 {
-		return p
-	}
-	above := uint64(0) // values in the upper half of the range, without a branch
-	for _, v := range values {
-		above += (uint64(v) - uint64(low)) >> (full - 1)
-	}
-	rare := len(values) / (exceptionBits - 8)
+	// One in exceptionBits-8 may be an exception, twice that is given to chance.
+	const rare = 2 * sampleSize / (exceptionBits - 8)
 	switch {
-	case int(above) <= rare:
+	case full < 3 || len(values) < 8:
+	case sampled <= rare:
 		p.patch(values, full)
-	case len(values)-int(above) <= rare:
-		p.base, p.downward = high, true
-		p.patch(values, full)
+	case sampled >= sampleSize-rare:
+		down := plan{base: high, width: full, cost: p.cost, downward: true}
+		if down.patch(values, full); down.exceptions > 0 {
+			return down
+		}
 	}
 	return p
 }
 
 // patch looks for a smaller width that makes exceptions pay.
 func (p *plan) patch(values []int64, full int) {
-	var count [65]int // values by the bits they need
-	for _, v := range values {
-		count[bits.Len64(p.distance(v))]++
+	var count, odd [65]int // values by the bits they need, in two lanes
+	for i, v := range values {
+		if n := bits.Len64(p.distance(v)); i&1 == 0 {
+			count[n]++
+		} else {
+			odd[n]++
+		}
 	}
 	exceptions := 0
 	for w := full - 1; w >= 0; w-- {
-		exceptions += count[w+1]
+		exceptions += count[w+1] + odd[w+1]
 		cost := w*len(values) + exceptions*(exceptionBits+full-w)
 		if cost < p.cost {
-			p.width, p.cost, p.exceptions = w, cost, true
+			p.width, p.cost, p.exceptions = w, cost, exceptions
 		}
 	}
 }
@@ -154,19 +195,18 @@ func appendPacked(dst []byte, values []int64, p plan, delta byte) []byte {
 	}
 	dst = binary.AppendVarint(dst, p.base)
 	dst = pack(dst, values, &p)
-	if !p.exceptions {
+	if p.exceptions == 0 {
 		return dst
 	}
-	count := 0
-	for _, v := range values {
-		if p.distance(v)>>p.width != 0 {
-			count++
-		}
-	}
-	dst = binary.AppendUvarint(dst, uint64(count))
+	return appendExceptions(dst, values, &p)
+}
+
+// appendExceptions appends the high bits of the values that need more than width.
+func appendExceptions(dst []byte, values []int64, p *plan) []byte {
+	dst = binary.AppendUvarint(dst, uint64(p.exceptions))
 	last := 0
 	for i, v := range values {
-		if rest := p.distance(v) >> p.width; rest != 0 {
+		if rest := p.distance(v) >> (p.width & 63); rest != 0 {
 			dst = binary.AppendUvarint(dst, uint64(i-last))
 			dst = binary.AppendUvarint(dst, rest)
 			last = i
@@ -186,29 +226,65 @@ func pack(dst []byte, values []int64, p *plan) []byte {
 	from, size := len(dst), packedBytes(len(values), p.width)
 	dst = slices.Grow(dst, size+8)
 	out := dst[from : from+size+8] // whole words are stored; the spare ones are cut off again
-	mask := ^uint64(0) >> (64 - p.width)
-	sign, base := uint64(0), uint64(p.base)
+	k := packer{mask: ^uint64(0) >> (64 - p.width), base: uint64(p.base)}
 	if p.downward { // base - v == ^(v - base - 1)
-		sign, base = ^uint64(0), base+1
+		k.sign, k.base = ^uint64(0), k.base+1
 	}
-	var word uint64
-	used, at := 0, 0
-	for _, v := range values {
-		d := ((uint64(v) - base) ^ sign) & mask
-		word |= d << used
-		if used += p.width; used >= 64 {
-			binary.LittleEndian.PutUint64(out[at:], word)
-			at += 8
+	if p.width <= 16 {
+		n := len(values) &^ 3
+		out = k.fours(out, values[:n], uint(p.width))
+		values = values[n:]
+	}
+	k.rest(out, values, uint(p.width))
+	return dst[:from+size]
+}
+
+// packer is the state of pack: word holds the used bits that are not stored yet.
+type packer struct {
+	mask, base, sign uint64
+	word             uint64
+	used             uint
+}
+
+// fours packs a multiple of four values, which fill one word at most together.
+func (k *packer) fours(out []byte, values []int64, width uint) []byte {
+	mask, base, sign := k.mask, k.base, k.sign
+	word, used := k.word, k.used
+	for len(values) >= 4 && len(out) >= 8 {
+		d0 := ((uint64(values[0]) - base) ^ sign) & mask
+		d1 := ((uint64(values[1]) - base) ^ sign) & mask
+		d2 := ((uint64(values[2]) - base) ^ sign) & mask
+		d3 := ((uint64(values[3]) - base) ^ sign) & mask
+		d := d0 | d1<<(width&63) | (d2|d3<<(width&63))<<(2*width&63)
+		word |= d << (used & 63)
+		if used += 4 * width; used >= 64 {
+			binary.LittleEndian.PutUint64(out, word)
+			out = out[8:]
 			used -= 64
-			word = d >> (p.width - used)
+			word = d >> (4*width - used) // all of it was stored if used is 0
+		}
+		values = values[4:]
+	}
+	k.word, k.used = word, used
+	return out
+}
+
+// rest packs values one by one and stores the last word.
+func (k *packer) rest(out []byte, values []int64, width uint) {
+	word, used := k.word, k.used
+	for _, v := range values {
+		d := ((uint64(v) - k.base) ^ k.sign) & k.mask
+		word |= d << (used & 63)
+		if used += width; used >= 64 {
+			binary.LittleEndian.PutUint64(out, word)
+			out = out[8:]
+			used -= 64
+			word = d >> (width - used)
 		}
 	}
-	for ; used > 0; used -= 8 {
-		out[at] = byte(word)
-		word >>= 8
-		at++
+	if used > 0 {
+		binary.LittleEndian.PutUint64(out, word)
 	}
-	return dst[:from+size]
 }
 
 // ints reads an integer column into values.

@@ -274,3 +274,44 @@ func TestBytesDependOnNothingButTheMessages(t *testing.T) {
 		}
 	}
 }
+
+// TestDigitsAreReadAtOnce compares the two ways to take an id apart.
+func TestDigitsAreReadAtOnce(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		head := rapid.StringMatching(`([a-z0-9:/;-]{0,12}[a-z:/;-])?`).Draw(t, "head")
+		tail := rapid.StringMatching(`[0-9:/;]{1,9}`).Draw(t, "tail")
+		digits := byte(rapid.IntRange(1, 10).Draw(t, "digits"))
+		id := head + tail
+		number, ok := sameDigits(id, head+string(rune(digits)))
+		n, want := splitDigits(id)
+		if ok != (n == len(tail) && n == int(digits) && n <= 8 && len(id) >= 8) || ok && number != want {
+			t.Fatalf("%q with %d digits: got %d, %v; it ends with the %d digits of %d", id, digits, number, ok, n, want)
+		}
+	})
+}
+
+// TestWordsTellShortStringsApart changes and lengthens strings of every length
+// that words are used for.
+func TestWordsTellShortStringsApart(t *testing.T) {
+	d := newDict()
+	seen := map[string]uint32{}
+	check := func(s string) {
+		id := d.id(s)
+		if want, ok := seen[s]; ok && want != id || !ok && id != uint32(len(seen)) || d.at(id) != s {
+			t.Fatalf("%q has number %d and is %q", s, id, d.at(id))
+		}
+		seen[s] = id
+	}
+	for n := range wordsMax + 3 {
+		for _, c := range []byte{0, 'a', 0xff} {
+			s := bytes.Repeat([]byte{c}, n)
+			check(string(s))
+			for i := range s {
+				s[i] = 'b'
+				check(string(s))
+				check(string(s))
+				s[i] = c
+			}
+		}
+	}
+}

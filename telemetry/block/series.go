@@ -42,13 +42,51 @@ type series struct {
 }
 
 type column struct {
-	name      string // in names
-	nameID    uint32
-	kind      kind
-	mantissas []int64 // or bits, or dictionary numbers
-	scales    []uint8 // kindDecimal only
-	last      string  // text of the last value, in the dictionary
-	lastID    int64
+	first, last uint64 // words of the name
+	size        int    // of the name in bytes
+	kind        kind
+	scale       uint8   // of all values, unless mixed
+	mixed       bool    // scales differ and are listed
+	mantissas   []int64 // or bits, or dictionary numbers
+	scales      []uint8 // of a mixed column
+	name        string  // in names
+	nameID      uint32
+}
+
+// is reports whether the column has this name and kind.
+func (c *column) is(name string, first, last uint64, k kind) bool {
+	return c.first == first && c.last == last && c.size == len(name) && c.kind == k &&
+		(len(name) <= wordsMax || c.name == name)
+}
+
+// decimal appends a value; scales are listed only once they differ.
+func (c *column) decimal(mantissa int64, scale uint8) {
+	if c.mixed || scale != c.scale {
+		c.rescaled(scale)
+	}
+	c.mantissas = append(c.mantissas, mantissa)
+}
+
+// put appends a value of the column's kind.
+func (c *column) put(k kind, v *telemetry.Value) {
+	if k == kindDecimal && (c.mixed || v.Scale != c.scale) {
+		c.rescaled(v.Scale)
+	}
+	c.mantissas = append(c.mantissas, v.Mantissa)
+}
+
+func (c *column) rescaled(scale uint8) {
+	if !c.mixed {
+		if len(c.mantissas) == 0 {
+			c.scale = scale
+			return
+		}
+		c.mixed = true
+		for range c.mantissas {
+			c.scales = append(c.scales, c.scale)
+		}
+	}
+	c.scales = append(c.scales, scale)
 }
 
 func newSeries() series {
@@ -62,16 +100,22 @@ func (s *series) begin() {
 // column returns the column for the next value of the message at hand, which
 // must be appended to it.
 func (s *series) column(name string, k kind) *column {
-	if i := s.at; i < len(s.guess) {
-		if c := &s.columns[s.guess[i]]; c.kind == k && c.name == name {
-			if s.strays {
-				s.current = append(s.current, s.guess[i])
-			}
-			s.at++
+	if s.at < len(s.guess) {
+		first, last := words(name)
+		if c := &s.columns[s.guess[s.at]]; c.is(name, first, last, k) {
+			s.take()
 			return c
 		}
 	}
 	return s.stray(name, k)
+}
+
+// take notes that the next value goes where it is expected.
+func (s *series) take() {
+	if s.strays {
+		s.current = append(s.current, s.guess[s.at])
+	}
+	s.at++
 }
 
 // stray finds or opens the column of the next value, which is not the expected
@@ -106,7 +150,9 @@ func (s *series) open(id uint32, k kind) {
 	}
 	s.grown += len(s.names.at(id)) + 2*nameBytes
 	c := &s.columns[n]
-	*c = column{name: s.names.at(id), nameID: id, kind: k, mantissas: c.mantissas[:0], scales: c.scales[:0]}
+	name := s.names.at(id)
+	*c = column{name: name, size: len(name), nameID: id, kind: k, mantissas: c.mantissas[:0], scales: c.scales[:0]}
+	c.first, c.last = words(name)
 }
 
 // end finishes the message and returns what names and shape added to the size.
