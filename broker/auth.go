@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"net"
 )
@@ -18,7 +19,9 @@ type Credentials struct {
 	Username string
 	Password []byte
 	Remote   net.Addr
-	Conn     net.Conn // the accepted connection, for TLS state
+	Conn     net.Conn // the connection that carries MQTT
+	// TLS is the state of an encrypted connection, nil for a plain one.
+	TLS *tls.ConnectionState
 }
 
 // ErrBadCredentials and ErrBanned tell the client why; every other error of an

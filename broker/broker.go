@@ -90,19 +90,28 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 	return b, nil
 }
 
-// Start listens on Config.Listen and serves until Drain or Close, or until ctx ends.
+// Start listens on all endpoints and serves until Drain or Close, or until ctx ends.
 func (b *Broker) Start(ctx context.Context) error {
-	var lc net.ListenConfig
-	l, err := lc.Listen(ctx, "tcp", b.cfg.Listen)
-	if err != nil {
-		return fmt.Errorf("listen for MQTT on %s (is another process using the port?): %w", b.cfg.Listen, err)
+	for i := range b.cfg.Endpoints {
+		e := &b.cfg.Endpoints[i]
+		var lc net.ListenConfig
+		l, err := lc.Listen(ctx, "tcp", e.Listen)
+		if err != nil {
+			return fmt.Errorf("listen for MQTT (%s) on %s (is another process using the port?): %w", e.name(), e.Listen, err)
+		}
+		if err := b.Serve(ctx, l, e); err != nil {
+			return err
+		}
 	}
-	return b.Serve(ctx, l)
+	return nil
 }
 
 // Serve accepts connections of l, which becomes the broker's, and returns at once.
-// Listeners of other kinds (TLS, WebSocket) come in here.
-func (b *Broker) Serve(ctx context.Context, l net.Listener) error {
+// A nil endpoint is plain TCP.
+func (b *Broker) Serve(ctx context.Context, l net.Listener, e *Endpoint) error {
+	if e == nil {
+		e = &Endpoint{}
+	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed || b.draining.Load() {
@@ -119,19 +128,28 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener) error {
 	b.listeners = append(b.listeners, l)
 	context.AfterFunc(ctx, func() { _ = l.Close() }) // ends accept; closing twice is harmless
 	b.running.Add(1)
-	go b.accept(ctx, l)
-	b.log.Info("mqtt listening", "addr", l.Addr().String())
+	go b.accept(ctx, l, e)
+	b.log.Info("mqtt listening", "addr", l.Addr().String(), "kind", e.name())
 	return nil
 }
 
 // Addr is the address of the first listener, nil before Start.
 func (b *Broker) Addr() net.Addr {
+	if all := b.Addrs(); len(all) > 0 {
+		return all[0]
+	}
+	return nil
+}
+
+// Addrs lists the listeners' addresses: Config.Listen, then the endpoints in their order.
+func (b *Broker) Addrs() []net.Addr {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.listeners) == 0 {
-		return nil
+	var out []net.Addr
+	for _, l := range b.listeners {
+		out = append(out, l.Addr())
 	}
-	return b.listeners[0].Addr()
+	return out
 }
 
 // Drain stops accepting connections and publishes, waits until every publish that

@@ -9,9 +9,12 @@ import (
 // Config is everything an operator can change about a node's broker. The zero
 // value of a field means its default.
 type Config struct {
-	// Listen is the TCP address of the MQTT listener, "127.0.0.1:1883" by default.
-	// Port 0 takes any free port; Addr tells which.
+	// Listen is the address of a plain TCP endpoint, "127.0.0.1:1883" by default unless
+	// there are Endpoints. Port 0 takes any free port; Addr tells which.
 	Listen string
+
+	// Endpoints are further addresses, of any kind.
+	Endpoints []Endpoint
 
 	// Window is how many publishes of one connection may wait for their answer;
 	// MQTT 5 clients are told it as the receive maximum. Default 1024. Larger
@@ -114,7 +117,13 @@ const (
 )
 
 func (c Config) withDefaults() Config {
-	def(&c.Listen, "127.0.0.1:1883")
+	if len(c.Endpoints) == 0 {
+		def(&c.Listen, "127.0.0.1:1883")
+	}
+	if c.Listen != "" {
+		c.Endpoints = append([]Endpoint{{Listen: c.Listen}}, c.Endpoints...)
+		c.Listen = ""
+	}
 	def(&c.Window, 1024)
 	def(&c.CommitDeadline, 10*time.Second)
 	def(&c.InFlightBytesMax, 64<<20)
@@ -154,6 +163,11 @@ func (c Config) Validate() error {
 	bad := func(ok bool, format string, args ...any) {
 		if !ok {
 			errs = append(errs, fmt.Errorf(format, args...))
+		}
+	}
+	for i := range c.Endpoints {
+		if err := c.Endpoints[i].validate(); err != nil {
+			errs = append(errs, err)
 		}
 	}
 	bad(c.Window > 0 && c.Window <= windowMax, "window %d: want 1 to %d", c.Window, windowMax)

@@ -88,7 +88,7 @@ func (b *Broker) willAndIdentity(ctx context.Context, c *conn, pk *packets.Packe
 		ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
 		defer cancel()
 		identity, err := b.cfg.Authenticator.Authenticate(ctx, Credentials{Client: c.client, Username: string(pk.Connect.Username),
-			Password: pk.Connect.Password, Remote: c.RemoteAddr(), Conn: c.Conn})
+			Password: pk.Connect.Password, Remote: c.RemoteAddr(), Conn: c.Conn, TLS: tlsState(c.Conn)})
 		switch {
 		case errors.Is(err, ErrBadCredentials):
 			return packets.ErrBadUsernameOrPassword

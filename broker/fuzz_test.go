@@ -54,7 +54,7 @@ func FuzzPackets(f *testing.F) {
 		if !b.track() {
 			t.Fatal("broker closed")
 		}
-		b.serve(context.Background(), &script{data: append(hello, data...)})
+		b.serve(context.Background(), &script{data: append(hello, data...)}, &Endpoint{})
 		if n := b.inFlight.Load() + b.unanswered.Load() + b.waitBytes.Load() + b.budget.used.Load() + b.connected.Load(); n != 0 {
 			t.Fatalf("left over: %+v, %d unanswered", b.Stats(), b.unanswered.Load())
 		}

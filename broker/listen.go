@@ -55,7 +55,7 @@ func (h *halfOpen) len() int {
 }
 
 // accept serves the connections of l until it is closed.
-func (b *Broker) accept(ctx context.Context, l net.Listener) {
+func (b *Broker) accept(ctx context.Context, l net.Listener, e *Endpoint) {
 	defer b.running.Done()
 	pause := time.Duration(0)
 	for {
@@ -78,17 +78,17 @@ func (b *Broker) accept(ctx context.Context, l net.Listener) {
 			_ = nc.Close() // the broker is closing
 			return
 		}
-		go b.serve(ctx, nc)
+		go b.serve(ctx, nc, e)
 	}
 }
 
 // serve is the life of one connection; everything the connection started has ended
 // when it returns.
-func (b *Broker) serve(ctx context.Context, nc net.Conn) {
+func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 	defer b.running.Done()
 	c := newConn(b, nc)
 	place := b.halfOpen.add(nc)
-	code, err := b.handshake(ctx, c)
+	code, err := b.handshake(ctx, c, e)
 	b.halfOpen.remove(place)
 	if err != nil || code != packets.CodeSuccess {
 		c.unlockGate()
@@ -122,11 +122,17 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn) {
 	b.mu.Unlock()
 }
 
-// handshake reads and judges the CONNECT under the connect deadline.
-func (b *Broker) handshake(ctx context.Context, c *conn) (packets.Code, error) {
+// handshake opens the layers below MQTT, then reads and judges the CONNECT, all
+// under one deadline.
+func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint) (packets.Code, error) {
 	if err := c.Conn.SetDeadline(time.Now().Add(b.cfg.ConnectTimeout)); err != nil {
 		return packets.CodeSuccess, fmt.Errorf("set connect deadline: %w", err)
 	}
+	carrier, err := e.open(ctx, c.Conn)
+	if err != nil {
+		return packets.CodeSuccess, err
+	}
+	c.Conn = carrier
 	pk, err := c.readConnect()
 	if err != nil {
 		return packets.CodeSuccess, err

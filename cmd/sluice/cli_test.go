@@ -80,6 +80,9 @@ func temp(t *testing.T, name, text string) string {
 func TestErrorsAreOneLineThatNamesTheRemedy(t *testing.T) {
 	csv := temp(t, "m.csv", "ts,v\n1,2\n")
 	config := temp(t, "bad.yaml", "node:\n  id: n0\n  zone: a\n  data: x\n  colour: blue\n")
+	valid := "node:\n  id: n0\n  zone: a\n  data: x\ncluster:\n  secret: 0123456789abcdef\nmqtt:\n"
+	deaf := temp(t, "deaf.yaml", valid+"  listen: ''\n")
+	tlsless := temp(t, "tlsless.yaml", valid+"  tls: {listen: '127.0.0.1:8883', client_auth: required}\n  proxy_from: [ten/8]\n")
 	short := temp(t, "short.yaml", "node:\n  id: n0\n  zone: a\n  data: x\ncluster:\n  secret: short\nmqtt:\n  listen: nowhere\n")
 	for _, c := range []struct {
 		args []string
@@ -128,6 +131,12 @@ func TestErrorsAreOneLineThatNamesTheRemedy(t *testing.T) {
 		{[]string{"config", "validate", config}, []string{"colour", "[5:"}},
 		{[]string{"config", "validate", short}, []string{"cluster.secret", "mqtt.listen"}},
 		{[]string{"config", "print", short}, []string{"cluster.secret"}},
+		{[]string{"config", "validate"}, []string{"no configuration file", "FILE"}},
+		{[]string{"config", "validate", short, "--config", config}, []string{"two configuration files"}},
+		{[]string{"config", "validate", tlsless}, []string{"mqtt.tls", "cert", "mqtt.tls.client_ca", "mqtt.proxy_from", "ten/8"}},
+		{[]string{"config", "validate", deaf}, []string{"mqtt.listen", "host:port"}},
+		{[]string{"config", "validate", deaf, "--set", "mqtt.colour=blue"}, []string{"mqtt.colour", "config print"}},
+		{[]string{"node", "--config", deaf, "--set", "mqtt.listen=127.0.0.1:0", "--set", "wal.segment_mib=lots"}, []string{"segment_mib"}},
 		{[]string{"dev", "--nodes", "0", "--data", filepath.Join(t.TempDir(), "d")}, []string{"nodes is 0"}},
 	} {
 		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
@@ -208,6 +217,22 @@ func TestConfigPrintHidesSecretsAndIsAConfiguration(t *testing.T) {
 	}
 	if stdout, _, code := sluice(t, "", "config", "print"); code != 0 || !strings.Contains(stdout, "interval: 5m0s") {
 		t.Errorf("defaults: exit code %d\n%s", code, stdout)
+	}
+}
+
+func TestSettingsWinOverTheEnvironmentAndThatOverTheFile(t *testing.T) {
+	path := temp(t, "n.yaml", "node: {id: n0, zone: a, data: x}\ncluster: {secret: 0123456789abcdef}\nhttp: {listen: '127.0.0.1:1'}\nlog: {level: warn}\n")
+	t.Setenv("SLUICE_HTTP_LISTEN", "127.0.0.1:2")
+	t.Setenv("SLUICE_LOG_LEVEL", "error")
+	t.Setenv("SLUICE_MQTT_PROXY_FROM", "10.0.0.0/8,192.0.2.7")
+	stdout, stderr, code := sluice(t, "", "config", "print", "--config", path, "--set", "http.listen=127.0.0.1:3", "--set", "cluster.seeds=127.0.0.1:4,127.0.0.1:5")
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	for _, want := range []string{"listen: 127.0.0.1:3\n", "level: error\n", "- 10.0.0.0/8\n", "- 192.0.2.7\n", "- 127.0.0.1:5\n"} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("%q is missing in\n%s", want, stdout)
+		}
 	}
 }
 

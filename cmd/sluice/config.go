@@ -2,9 +2,11 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"reflect"
@@ -16,6 +18,7 @@ import (
 	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/v2"
 
+	"github.com/sluice-iot/sluice/broker"
 	"github.com/sluice-iot/sluice/cluster"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -48,12 +51,6 @@ type ClusterConfig struct {
 	Gossip string   `yaml:"gossip"` // host:port for membership (TCP and UDP)
 	Seeds  []string `yaml:"seeds"`  // gossip addresses of some nodes; this node's own is ignored
 	Secret string   `yaml:"secret"` // shared by all nodes, 16 bytes or more; authenticates them to each other
-}
-
-// MQTTConfig is the broker's listener.
-type MQTTConfig struct {
-	Listen    string `yaml:"listen"`    // host:port
-	Advertise string `yaml:"advertise"` // as clients reach it; default: listen
 }
 
 // HTTPConfig is the API's listener.
@@ -91,16 +88,18 @@ type DebugConfig struct {
 func defaultConfig() Config {
 	return Config{
 		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401"},
-		MQTT:    MQTTConfig{Listen: "127.0.0.1:1883"},
-		HTTP:    HTTPConfig{Listen: "127.0.0.1:8080"},
-		Flush:   FlushConfig{RowsMax: 100_000},
-		WAL:     WALConfig{SegmentMiB: 64},
-		Log:     LogConfig{Level: "info"},
+		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"},
+			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
+		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
+		Flush: FlushConfig{RowsMax: 100_000},
+		WAL:   WALConfig{SegmentMiB: 64},
+		Log:   LogConfig{Level: "info"},
 	}
 }
 
-// loadConfig reads a file, then the environment, and validates the result.
-func loadConfig(path string, environ []string) (Config, error) {
+// loadConfig reads a file, then the environment, then key=value settings of the
+// command line, and validates the result.
+func loadConfig(path string, environ, set []string) (Config, error) {
 	cfg := defaultConfig()
 	b, err := os.ReadFile(path)
 	if err != nil {
@@ -111,6 +110,9 @@ func loadConfig(path string, environ []string) (Config, error) {
 		return cfg, fmt.Errorf("read configuration %s: %s", path, oneLine(yaml.FormatError(err, false, false)))
 	}
 	if err := overlayEnv(&cfg, environ); err != nil {
+		return cfg, err
+	}
+	if err := overlaySet(&cfg, set); err != nil {
 		return cfg, err
 	}
 	cfg.defaults()
@@ -129,8 +131,9 @@ const envPrefix = "SLUICE_"
 // overlayEnv applies SLUICE_* variables. The names are derived from the keys of
 // the file; one that matches no key is an error, so that a typo is not silent.
 func overlayEnv(cfg *Config, environ []string) error {
+	kinds := keysOf(reflect.TypeFor[Config](), "")
 	names := map[string]string{}
-	for _, key := range keysOf(reflect.TypeFor[Config](), "") {
+	for key := range kinds {
 		names[envPrefix+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
 	}
 	var unknown []string
@@ -144,10 +147,7 @@ func overlayEnv(cfg *Config, environ []string) error {
 			unknown = append(unknown, name)
 			return "", nil
 		}
-		if key == "cluster.seeds" {
-			return key, strings.Split(value, ",")
-		}
-		return key, value
+		return key, valueOf(kinds[key], value)
 	}})
 	if err := k.Load(provider, nil); err != nil {
 		return fmt.Errorf("read environment: %w", err)
@@ -161,18 +161,46 @@ func overlayEnv(cfg *Config, environ []string) error {
 	return nil
 }
 
+// overlaySet applies key=value settings of the command line.
+func overlaySet(cfg *Config, set []string) error {
+	kinds := keysOf(reflect.TypeFor[Config](), "")
+	k := koanf.New(".")
+	for _, s := range set {
+		key, value, ok := strings.Cut(s, "=")
+		kind, known := kinds[key]
+		if !ok || !known {
+			return fmt.Errorf("--set %q is not KEY=VALUE with a configuration key such as mqtt.listen: see sluice config print", s)
+		}
+		if err := k.Set(key, valueOf(kind, value)); err != nil {
+			return fmt.Errorf("--set %s: %w", key, err)
+		}
+	}
+	if err := k.UnmarshalWithConf("", cfg, koanf.UnmarshalConf{Tag: "yaml"}); err != nil {
+		return fmt.Errorf("read --set: %s", oneLine(err.Error()))
+	}
+	return nil
+}
+
+// valueOf splits the values of lists.
+func valueOf(kind reflect.Kind, value string) any {
+	if kind == reflect.Slice {
+		return strings.Split(value, ",")
+	}
+	return value
+}
+
 // notConfig lists variables with our prefix that are not keys of the file.
 var notConfig = []string{"SLUICE_DATA", "SLUICE_API"}
 
-// keysOf lists the dotted keys of a configuration struct.
-func keysOf(t reflect.Type, prefix string) []string {
-	var keys []string
+// keysOf lists the dotted keys of a configuration struct with the kinds of their values.
+func keysOf(t reflect.Type, prefix string) map[string]reflect.Kind {
+	keys := map[string]reflect.Kind{}
 	for f := range t.Fields() {
 		key := prefix + f.Tag.Get("yaml")
 		if f.Type.Kind() == reflect.Struct {
-			keys = append(keys, keysOf(f.Type, key+".")...)
+			maps.Copy(keys, keysOf(f.Type, key+"."))
 		} else {
-			keys = append(keys, key)
+			keys[key] = f.Type.Kind()
 		}
 	}
 	return keys
@@ -181,7 +209,7 @@ func keysOf(t reflect.Type, prefix string) []string {
 // defaults fills in what follows from other values.
 func (c *Config) defaults() {
 	if c.MQTT.Advertise == "" {
-		c.MQTT.Advertise = c.MQTT.Listen
+		c.MQTT.Advertise = cmp.Or(c.MQTT.Listen, c.MQTT.TLS.Listen, c.MQTT.WebSocket.Listen, c.MQTT.WebSocket.TLSListen)
 	}
 	if c.HTTP.Advertise == "" {
 		c.HTTP.Advertise = c.HTTP.Listen
@@ -219,7 +247,7 @@ func (c *Config) Validate() error {
 		problem("cluster.secret", "is the example's: make one with head -c 24 /dev/urandom | base64")
 	}
 	for _, a := range []struct{ key, addr string }{
-		{"cluster.listen", c.Cluster.Listen}, {"cluster.gossip", c.Cluster.Gossip}, {"mqtt.listen", c.MQTT.Listen},
+		{"cluster.listen", c.Cluster.Listen}, {"cluster.gossip", c.Cluster.Gossip},
 		{"http.listen", c.HTTP.Listen}, {"mqtt.advertise", c.MQTT.Advertise}, {"http.advertise", c.HTTP.Advertise},
 	} {
 		if _, _, err := net.SplitHostPort(a.addr); err != nil {
@@ -234,6 +262,7 @@ func (c *Config) Validate() error {
 			problem(a.key, "%q is every address: name the one that %s", a.addr, a.who)
 		}
 	}
+	c.MQTT.validate(problem)
 	if d := c.Store.Database; d != "" && !strings.HasPrefix(d, "postgres://") && !strings.HasPrefix(d, "postgresql://") {
 		problem("store.database", "is not a postgres:// URL; leave it out for the embedded store")
 	}

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
 	"net/url"
 	"os"
@@ -13,33 +15,54 @@ type configCmd struct {
 	Print    configPrintCmd    `cmd:"" help:"Print what a node would use: file, environment and defaults, secrets hidden."`
 }
 
-type configValidateCmd struct {
-	File string `arg:"" type:"path" help:"Configuration file (YAML)."`
+// configFile is named as an argument or by the flag that sluice node has.
+type configFile struct {
+	File   string   `arg:"" optional:"" type:"path" help:"Configuration file (YAML)."`
+	Config string   `type:"path" placeholder:"FILE" help:"The same as the argument."`
+	Set    []string `sep:"none" placeholder:"KEY=VALUE" help:"Override a key of the file, mqtt.listen=127.0.0.1:1883 for example; may be repeated."`
 }
+
+func (f *configFile) path() (string, error) {
+	if f.File != "" && f.Config != "" && f.File != f.Config {
+		return "", fmt.Errorf("two configuration files, %s and %s: name one", f.File, f.Config)
+	}
+	return cmp.Or(f.File, f.Config), nil
+}
+
+type configValidateCmd struct{ configFile }
 
 // Run implements kong.
 func (c *configValidateCmd) Run() error {
-	if _, err := loadConfig(c.File, os.Environ()); err != nil {
+	path, err := c.path()
+	if err != nil {
 		return err
 	}
-	fmt.Println(c.File, "is valid")
+	if path == "" {
+		return errors.New("no configuration file is named: sluice config validate FILE")
+	}
+	if _, err := loadConfig(path, os.Environ(), c.Set); err != nil {
+		return err
+	}
+	fmt.Println(path, "is valid")
 	return nil
 }
 
-type configPrintCmd struct {
-	File string `arg:"" optional:"" type:"path" help:"Configuration file (YAML); without it: all keys with their defaults."`
-}
+type configPrintCmd struct{ configFile }
+
+// Help implements kong.
+func (configPrintCmd) Help() string { return "Without a file: all keys with their defaults." }
 
 // Run implements kong.
 func (c *configPrintCmd) Run() error {
+	path, err := c.path()
+	if err != nil {
+		return err
+	}
 	cfg := defaultConfig()
-	if c.File == "" {
+	if path == "" {
 		cfg.defaults()
-	} else {
-		var err error
-		if cfg, err = loadConfig(c.File, os.Environ()); err != nil {
-			return err
-		}
+	} else if cfg, err = loadConfig(path, os.Environ(), c.Set); err != nil {
+		return err
 	}
 	hideSecrets(&cfg)
 	b, err := yaml.Marshal(cfg)

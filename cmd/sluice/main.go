@@ -78,12 +78,13 @@ func fail(err error) int {
 }
 
 type nodeCmd struct {
-	Config string `required:"" type:"path" placeholder:"FILE" help:"Configuration file (YAML)."`
+	Config string   `required:"" type:"path" placeholder:"FILE" help:"Configuration file (YAML)."`
+	Set    []string `sep:"none" placeholder:"KEY=VALUE" help:"Override a key of the file, mqtt.listen=127.0.0.1:1883 for example; may be repeated."`
 }
 
 // Run implements kong.
 func (c *nodeCmd) Run(ctx context.Context) error {
-	cfg, err := loadConfig(c.Config, os.Environ())
+	cfg, err := loadConfig(c.Config, os.Environ(), c.Set)
 	if err != nil {
 		return err
 	}

@@ -275,13 +275,17 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 }
 
 func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
-	b, err := broker.New(n.logger, n.registry, broker.Config{Listen: n.cfg.MQTT.Listen}, n.intake)
+	cfg, err := n.cfg.MQTT.broker(n.logger)
+	if err != nil {
+		return nil, err
+	}
+	b, err := broker.New(n.logger, n.registry, cfg, n.intake)
 	if err != nil {
 		return nil, err
 	}
 	// The broker outlives ctx: stopServing drains it first.
 	if err := b.Start(context.WithoutCancel(ctx)); err != nil {
-		return b.Close, inUse("mqtt.listen", err)
+		return b.Close, inUse("the mqtt listener", err)
 	}
 	n.broker.Store(b)
 	n.serving.Store(true)
