@@ -139,8 +139,7 @@ func TestErrorsAreOneLineThatNamesTheRemedy(t *testing.T) {
 		{[]string{"node", "--config", deaf, "--set", "mqtt.listen=127.0.0.1:0", "--set", "wal.segment_mib=lots"}, []string{"segment_mib"}},
 		{[]string{"dev", "--nodes", "0", "--data", filepath.Join(t.TempDir(), "d")}, []string{"nodes is 0"}},
 	} {
-		t.Run(strings.Join(c.args, " "), func(t *testing.T) {
-			t.Parallel()
+		t.Run(strings.Join(c.args, " "), func(t *testing.T) { // in turn: imports of one file exclude each other
 			stdout, stderr, code := sluice(t, "", c.args...)
 			if code != 1 {
 				t.Errorf("exit code %d, want 1", code)
