@@ -16,6 +16,7 @@ type Backend struct {
 	Ingest     Ingestor
 	Cluster    Cluster
 	Reader     Reader
+	Attributes Attributes
 	Quarantine Quarantine
 	Events     Events
 	Gatherer   prometheus.Gatherer // what /metrics shows; nil is prometheus.DefaultGatherer

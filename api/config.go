@@ -116,7 +116,7 @@ func (b *Backend) Validate() error {
 		name    string
 		missing bool
 	}{
-		{"Ingest", b.Ingest == nil}, {"Cluster", b.Cluster == nil}, {"Reader", b.Reader == nil},
+		{"Ingest", b.Ingest == nil}, {"Cluster", b.Cluster == nil}, {"Reader", b.Reader == nil}, {"Attributes", b.Attributes == nil},
 		{"Quarantine", b.Quarantine == nil}, {"Events", b.Events == nil},
 	} {
 		if part.missing {

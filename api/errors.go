@@ -14,6 +14,8 @@ var (
 	ErrInvalid     = errors.New("invalid request")                    // 400; the text is shown to the user
 	ErrConflict    = errors.New("conflicts with the cluster's state") // 409; the text is shown to the user
 	ErrUnavailable = errors.New("unavailable")                        // 503 with Retry-After
+	// ErrPrecondition answers a write under a precondition that did not hold.
+	ErrPrecondition = errors.New("precondition failed") // 412
 )
 
 // RetryAfterDefault is what a 503 without a better estimate suggests: about the

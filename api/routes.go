@@ -189,6 +189,7 @@ func (s *Server) plainRoutes(mux *http.ServeMux) {
 	})
 	s.telemetryRoutes(mux)
 	s.readingRoutes(mux)
+	s.attributeRoutes(mux)
 	s.streamRoutes(mux)
 }
 

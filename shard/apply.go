@@ -120,12 +120,9 @@ func (m *machine) applyMessage(index uint64, pos int, b *block.Block, p *pending
 		m.counts.Duplicate++
 		return telemetry.Duplicate
 	}
-	if d.changed == 0 {
-		m.touched = append(m.touched, dev)
-	}
-	d.changed = index
+	m.touch(index, dev)
 	d.lastSeen = max(d.lastSeen, e.Received)
-	m.applyAttributes(d, e, b)
+	m.applyAttributes(index, d, e, b)
 	m.applyReadings(index, pos, dev, e, b, p)
 	return telemetry.Applied
 }
@@ -203,7 +200,7 @@ func avalanche(h uint64) uint64 {
 	return h ^ h>>32
 }
 
-func (m *machine) applyAttributes(d *device, e *block.Entry, b *block.Block) {
+func (m *machine) applyAttributes(index uint64, d *device, e *block.Entry, b *block.Block) {
 	s := &m.scratch
 	for at, a := range b.AttributesOf(e) {
 		if s.keys[a.Key] == none {
@@ -216,7 +213,7 @@ func (m *machine) applyAttributes(d *device, e *block.Entry, b *block.Block) {
 		if s.values[a.Value] == "" {
 			s.values[a.Value] = strings.Clone(value)
 		}
-		d.setAttribute(key, m.registry.names, s.values[a.Value])
+		d.setAttribute(index, key, m.registry.names, s.values[a.Value])
 	}
 }
 

@@ -28,6 +28,10 @@ const (
 	askCounts      = 'l'
 	askLeaders     = 'L'
 	askDigests     = 'g'
+	askAttributes  = 'p'
+	askPut         = 'P'
+	askApplied     = 'i' // an index that is applied: Put.Base
+	askTerm        = 't' // of the replica's raft
 	answerOK       = 0
 	answerElse     = 1 // not the leader; the leader's peer id follows
 	answerNotFound = 2
@@ -57,6 +61,9 @@ type listAnswer struct {
 func (h *Host) Answer(ctx context.Context, group uint32, body []byte) []byte {
 	if len(body) == 0 {
 		return appendAnswer(nil, nil, errors.New("empty question"))
+	}
+	if out, ok := h.AnswerAtOnce(group, body); ok {
+		return out
 	}
 	out, err := h.answer(ctx, group, body[0], body[1:])
 	return appendAnswer(nil, out, err)
@@ -95,7 +102,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askDevice, askRemove:
+	case askReadings, askDevice, askRemove, askAttributes, askPut, askApplied:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -133,6 +140,8 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 			return nil, err
 		}
 		return json.Marshal(d)
+	case askAttributes, askPut, askApplied:
+		return s.answerRegister(ctx, ask, body)
 	default:
 		var q listQuestion
 		if err := json.Unmarshal(body, &q); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -50,23 +51,73 @@ type testNode struct {
 	router *Router
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	gate   *gate                 // shut while the node stands still
+	links  map[string]*link      // to the other nodes; nil: straight to them
+	using  sync.RWMutex          // who is not to be killed meanwhile
+	asked  atomic.Pointer[Asker] // answers in place of the peers
 }
 
 func newTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
+	c := makeTestCluster(t, nodes, shards)
+	c.start()
+	return c
+}
+
+// newPausableCluster is a cluster whose nodes stand still while their gate is
+// shut.
+func newPausableCluster(t *testing.T, nodes int, shards uint32) *testCluster {
+	c := makeTestCluster(t, nodes, shards)
+	for _, from := range c.nodes {
+		from.links = map[string]*link{}
+		for _, to := range c.nodes {
+			if from == to {
+				continue
+			}
+			l, err := newLink(func() (string, error) { return c.Resolve(to.peer) }, from.gate, to.gate)
+			if err != nil {
+				t.Fatal(err)
+			}
+			from.links[to.peer] = l
+			t.Cleanup(func() {
+				if err := l.close(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+	}
+	c.start()
+	return c
+}
+
+func makeTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
 	c := &testCluster{t: t, shards: shards, addrs: map[string]string{}}
 	for i := range nodes {
-		n := &testNode{c: c, peer: fmt.Sprintf("n%d.0000000%d", i, i+1), dir: t.TempDir()}
+		n := &testNode{c: c, peer: fmt.Sprintf("n%d.0000000%d", i, i+1), dir: t.TempDir(), gate: newGate()}
 		c.nodes = append(c.nodes, n)
 	}
+	return c
+}
+
+func (c *testCluster) start() {
 	for _, n := range c.nodes {
 		n.start()
 	}
-	t.Cleanup(func() {
+	c.t.Cleanup(func() {
+		for _, n := range c.nodes {
+			n.gate.release()
+		}
 		for _, n := range c.nodes {
 			n.kill()
 		}
 	})
-	return c
+}
+
+// Resolve implements mux.Resolver with the way of one node to the others.
+func (n *testNode) Resolve(peer string) (string, error) {
+	if l, ok := n.links[peer]; ok {
+		return l.listener.Addr().String(), nil
+	}
+	return n.c.Resolve(peer)
 }
 
 func (c *testCluster) peers() (out []string) {
@@ -111,6 +162,9 @@ func (n *testNode) Propose(peer string, group uint32, entry []byte, done func([]
 }
 
 func (n *testNode) Ask(ctx context.Context, peer string, group uint32, question []byte) ([]byte, error) {
+	if ask := n.asked.Load(); ask != nil {
+		return (*ask)(ctx, peer, group, question)
+	}
 	return n.mux.Call(ctx, peer, frameTestAsk, group, question)
 }
 
@@ -128,7 +182,7 @@ func (n *testNode) start() {
 	must(err)
 	n.files, err = parquet.Open(quiet(), nil, parquet.Config{Dir: filepath.Join(n.dir, "store")})
 	must(err)
-	n.mux, err = mux.New(quiet(), nil, mux.Config{Self: n.peer, Listen: "127.0.0.1:0", Secret: []byte("a secret of the tests, long enough")}, n.c)
+	n.mux, err = mux.New(quiet(), nil, mux.Config{Self: n.peer, Listen: "127.0.0.1:0", Secret: []byte("a secret of the tests, long enough")}, n)
 	must(err)
 	n.c.mu.Lock()
 	n.c.addrs[n.peer] = n.mux.Addr().String()
@@ -138,7 +192,7 @@ func (n *testNode) start() {
 		Flush:  FlushConfig{Interval: 300 * time.Millisecond, RowsMax: 2000},
 		Limits: Limits{SnapshotLogBytes: 32 << 10, TrailingLogs: 8},
 	}, Deps{
-		Log: func(group uint32) Log { return n.log.Group(group) }, Transport: n,
+		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
 		Stores: Stores{Local: testFiles{n.files}}, Detector: testDetector(), Emit: func([]Event) {},
 	})
 	must(err)

@@ -21,7 +21,8 @@ type device struct {
 	lastSeen          int64 // receive time of its latest message
 	window            window
 	attributes        []attribute // sorted by key
-	changed           uint64      // raft index of its latest message; 0 once that is flushed
+	revision          uint64      // raft index of the latest change of attributes, 0 before the first
+	changed           uint64      // raft index of its latest message or put; 0 once that is flushed
 	firstSeries, hint uint32      // its series, in order of appearance; hint is where the next lookup begins
 	lastSeries        uint32      // end of the list
 	sensors           uint32      // number of its series
@@ -148,23 +149,26 @@ func (d *device) hasAttribute(hint int, key uint32, value string) bool {
 	return false
 }
 
-// setAttribute changes one attribute; value must not be reused by the caller.
-func (d *device) setAttribute(key uint32, names []string, value string) {
+// setAttribute changes one attribute at an index; value must not be reused by
+// the caller.
+func (d *device) setAttribute(index uint64, key uint32, names []string, value string) {
 	i, ok := slices.BinarySearchFunc(d.attributes, key, func(a attribute, k uint32) int {
 		return strings.Compare(names[a.key], names[k])
 	})
 	if ok {
 		d.attributes[i].value = value
+		d.revision = index
 		return
 	}
 	if len(d.attributes) < attributesMax {
 		d.attributes = slices.Insert(d.attributes, i, attribute{key, value})
+		d.revision = index
 	}
 }
 
 // attributesMax bounds what a device may have described; keys beyond it are
 // ignored, as the parser's own bound per message is the same.
-const attributesMax = 256
+const attributesMax = telemetry.AttributesMax
 
 func (g *registry) attributes(d *device) []telemetry.Attribute {
 	out := make([]telemetry.Attribute, len(d.attributes))
@@ -189,6 +193,7 @@ func (g *registry) append(b []byte) []byte {
 		b = wire.AppendString(b, d.id)
 		b = wire.AppendInt(b, d.firstSeen)
 		b = wire.AppendInt(b, d.lastSeen)
+		b = wire.AppendUint(b, d.revision)
 		b = d.window.append(b)
 		b = wire.AppendUint(b, uint64(len(d.attributes)))
 		for _, a := range d.attributes {
@@ -223,7 +228,7 @@ func (g *registry) decode(r *wire.Reader) error {
 			return fmt.Errorf("decode device %d: %q is there twice", n, id)
 		}
 		d := g.devices.at(i)
-		d.lastSeen = r.Int()
+		d.lastSeen, d.revision = r.Int(), r.Uint()
 		d.window.decode(r)
 		for range r.Count(2) {
 			a := attribute{uint32(r.Uint()), r.String()}

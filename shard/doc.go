@@ -33,7 +33,10 @@
 // and its reply is called exactly once, never on the caller's goroutine. After
 // NotLeaderError and ErrBusy an entry is certainly not in the log; after any
 // other error its fate is unknown until the same block is sent again. Verify
-// answers after one round to a quorum, shared by all who wait. Close answers
+// answers after one round of questions to a quorum, shared by all who wait, so that
+// what is read after it is not stale whatever stood still meanwhile. A put has one
+// effect and one answer however often it is proposed; after an
+// OutcomeUnknownError it may have had it. Close answers
 // everything that waits before raft stops. An entry or a snapshot that cannot be
 // understood is refused, alike on every replica; it stops none.
 //

@@ -21,6 +21,7 @@ const (
 	EntryMessage          EntryKind = 5 // a message that is not telemetry
 	EntryQuarantineRemove EntryKind = 6 // quarantined messages replayed or dropped by an operator
 	EntryDelete           EntryKind = 7 // reserved: a device is deleted everywhere
+	EntryAttributes       EntryKind = 8 // a device's attributes are replaced, under preconditions
 )
 
 const (

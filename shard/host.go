@@ -96,6 +96,9 @@ type Deps struct {
 	Stores    Stores
 	Detector  *anomaly.Detector
 	Emit      func([]Event) // anomaly events of shards led here; must not block
+	// Ask reaches the other replicas to prove leadership before a read. Without
+	// it raft's own proof is used, which a process that stood still can get wrong.
+	Ask Asker
 	// Draining reports whether a peer gives its leaderships away, so that none is
 	// handed to it; nil is nobody. It must not block.
 	Draining func(peer string) bool
@@ -174,7 +177,7 @@ func (h *Host) open(r Replica) error {
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: h.deps.Log(group), trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
-		emit: h.deps.Emit, onLead: h.leads, slots: h.slots,
+		emit: h.deps.Emit, onLead: h.leads, slots: h.slots, ask: h.deps.Ask,
 	})
 	if err != nil {
 		if c, ok := trans.(raft.WithClose); ok {

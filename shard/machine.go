@@ -46,6 +46,7 @@ type machine struct {
 	quarantine  quarantine
 	alerts      alerts
 	counts      Counts
+	puts        puts
 	touched     []uint32 // devices with changes that are not flushed
 
 	events  []Event // of the batch being applied, taken by takeEvents
@@ -104,6 +105,12 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 		for range r.Count(1) {
 			m.quarantine.remove(r.Uint())
 		}
+	case EntryAttributes:
+		p, err := decodePut(r)
+		if err != nil {
+			return fmt.Errorf("decode attributes entry %d: %w", index, err)
+		}
+		return m.applyPut(index, term, p)
 	case EntrySession, EntryMessage, EntryDelete:
 		// The kinds are part of the format so that a later version can write
 		// them; a shard that gets one before its replicas understand it says so

@@ -81,6 +81,7 @@ type Shard struct {
 	limits    Limits
 	onLead    func(*Shard) // after winning an election; must not block
 	interrupt func()       // ends waits of the transport, before raft stops
+	ask       Asker        // nil: raft's own word is taken for leadership
 
 	ctx  context.Context // ends when the shard closes; the lifetime of its goroutines
 	stop context.CancelFunc
@@ -136,6 +137,7 @@ type replicaDeps struct {
 	emit   func([]Event)
 	onLead func(*Shard)
 	slots  chan struct{}
+	ask    Asker
 }
 
 func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaDeps) (*Shard, error) {
@@ -145,7 +147,7 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
-		onLead:    deps.onLead, interrupt: func() {},
+		onLead:    deps.onLead, interrupt: func() {}, ask: deps.ask,
 	}
 	if t, ok := deps.trans.(interface{ Interrupt() }); ok {
 		s.interrupt = t.Interrupt

@@ -168,7 +168,7 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	m.index, m.term, m.now, m.counts = fresh.index, fresh.term, fresh.now, fresh.counts
 	m.origins, m.dups, m.registry = fresh.origins, fresh.dups, fresh.registry
 	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
-	m.touched = fresh.touched
+	m.touched, m.puts = fresh.touched, fresh.puts
 	f.restored(m.index)
 	return nil
 }

@@ -27,6 +27,7 @@ func (m *machine) appendState(b []byte) []byte {
 	}
 	b = m.origins.append(b)
 	b = m.dups.append(b)
+	b = m.puts.append(b)
 	b = m.registry.append(b)
 	b = m.quarantine.append(b)
 	b = m.alerts.append(b)
@@ -39,7 +40,7 @@ func (m *machine) appendState(b []byte) []byte {
 }
 
 // stateVersion is the format version of a snapshot's state section.
-const stateVersion = 2
+const stateVersion = 3
 
 // decodeState replaces the state by what appendState wrote.
 func (m *machine) decodeState(r *wire.Reader) error {
@@ -59,6 +60,7 @@ func (m *machine) decodeState(r *wire.Reader) error {
 	}
 	m.origins.decode(r)
 	m.dups.decode(r)
+	m.puts.decode(r)
 	if err := m.registry.decode(r); err != nil {
 		return err
 	}

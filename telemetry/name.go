@@ -1,7 +1,9 @@
 package telemetry
 
 import (
+	"fmt"
 	"strconv"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -44,4 +46,28 @@ func quoteName(name string) string {
 		return strconv.Quote(name[:cut]) + "..."
 	}
 	return strconv.Quote(name)
+}
+
+// CheckAttributes says what is wrong with the attributes of one device, in the
+// bounds that hold for a message's metadata too.
+func CheckAttributes(list []Attribute) error {
+	if len(list) > AttributesMax {
+		return fmt.Errorf("%d attributes: a device has at most %d, leave some out", len(list), AttributesMax)
+	}
+	size := 0
+	for i, a := range list {
+		switch {
+		case !validName([]byte(a.Key)):
+			return fmt.Errorf("attribute %s: a key is 1 to %d bytes of UTF-8 without control characters", quoteName(a.Key), NameBytesMax)
+		case !utf8.ValidString(a.Value) || strings.IndexByte(a.Value, 0) >= 0:
+			return fmt.Errorf("attribute %s: a value is UTF-8 without U+0000", quoteName(a.Key))
+		case i > 0 && list[i-1].Key == a.Key:
+			return fmt.Errorf("attribute %s is there twice: name it once", quoteName(a.Key))
+		}
+		size += len(a.Key) + len(a.Value)
+	}
+	if size > AttributeBytesMax {
+		return fmt.Errorf("%d bytes of keys and values: a device has at most %d, shorten them", size, AttributeBytesMax)
+	}
+	return nil
 }

@@ -110,6 +110,8 @@ func (e *Error) Is(target error) bool {
 		return e.Status == http.StatusNotFound
 	case api.ErrInvalid:
 		return e.Status == http.StatusBadRequest || e.Status == http.StatusUnprocessableEntity
+	case api.ErrPrecondition:
+		return e.Status == http.StatusPreconditionFailed
 	case api.ErrConflict:
 		return e.Status == http.StatusConflict
 	case api.ErrUnavailable:

@@ -32,6 +32,7 @@ type node struct {
 	*memory.Cluster
 	client *client.Client
 	ts     *httptest.Server
+	direct http.Handler // the server without front
 
 	mu    sync.Mutex
 	front func(http.ResponseWriter, *http.Request) bool
@@ -63,6 +64,7 @@ func start(t *testing.T) *node {
 }
 
 func (n *node) middleware(next http.Handler) http.Handler {
+	n.direct = next
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n.mu.Lock()
 		n.seen = append(n.seen, r)

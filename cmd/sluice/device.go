@@ -14,8 +14,9 @@ import (
 )
 
 type deviceCmd struct {
-	List deviceListCmd `cmd:"" help:"List the devices."`
-	Show deviceShowCmd `cmd:"" help:"Show one device: attributes, latest readings, open anomalies."`
+	List       deviceListCmd       `cmd:"" help:"List the devices."`
+	Show       deviceShowCmd       `cmd:"" help:"Show one device: attributes, latest readings, open anomalies."`
+	Attributes deviceAttributesCmd `cmd:"" help:"Read and change the attributes of a device."`
 }
 
 type deviceListCmd struct {

@@ -178,7 +178,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,
-		Draining: n.peerDraining,
+		Draining: n.peerDraining, Ask: n.peers.Ask,
 	})
 	if err != nil {
 		return nil, err
@@ -214,7 +214,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 func (n *node) serveHTTP(ctx context.Context) (func() error, error) {
 	b := &backend{node: n, storeID: n.stores.name}
 	srv, err := api.New(n.logger, n.registry, api.Config{Node: n.identity.Node(), Version: version}, api.Backend{
-		Ingest: n.intake, Cluster: b, Reader: b, Quarantine: b, Events: n.hub, Gatherer: n.registry,
+		Ingest: n.intake, Cluster: b, Reader: b, Attributes: b, Quarantine: b, Events: n.hub, Gatherer: n.registry,
 	})
 	if err != nil {
 		return nil, err

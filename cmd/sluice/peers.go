@@ -105,6 +105,10 @@ func (p *peers) serveShards(ctx context.Context, host *shard.Host) {
 		host.Accept(group, block, func(b []byte) { reply(b, nil) })
 	})
 	p.Handle(frameAsk, func(_ string, group uint32, question []byte, reply func([]byte, error)) {
+		if answer, ok := host.AnswerAtOnce(group, question); ok {
+			reply(answer, nil)
+			return
+		}
 		select {
 		case p.asks <- struct{}{}:
 		default:

@@ -27,6 +27,7 @@ type Hooks struct {
 	Ready    func() error
 	Status   func() error
 	Ledger   func() error
+	Put      func() error
 }
 
 // Cluster holds everything in maps.
@@ -40,6 +41,8 @@ type Cluster struct {
 	anomalies  map[string]telemetry.Anomaly
 	counts     api.LedgerCounts
 	initiated  bool
+	attributes map[string]api.DeviceAttributes
+	puts       map[[16]byte]putAnswer
 	next       int
 }
 
@@ -51,13 +54,13 @@ func New() (*Cluster, error) {
 	}
 	return &Cluster{
 		Hub: hub, points: map[string][]store.Point{}, quarantine: map[string]api.Quarantined{},
-		anomalies: map[string]telemetry.Anomaly{},
+		anomalies: map[string]telemetry.Anomaly{}, attributes: map[string]api.DeviceAttributes{}, puts: map[[16]byte]putAnswer{},
 	}, nil
 }
 
 // Backend is the cluster as the server wants it.
 func (c *Cluster) Backend() api.Backend {
-	return api.Backend{Ingest: ingest{c}, Cluster: c, Reader: c, Quarantine: c, Events: c.Hub}
+	return api.Backend{Ingest: ingest{c}, Cluster: c, Reader: c, Attributes: c, Quarantine: c, Events: c.Hub}
 }
 
 // Hook sets the hooks.
