@@ -11,7 +11,7 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e soak lint fmt bench fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults soak lint fmt bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,10 +47,13 @@ test-deps: ## install what the tests need (Debian packages, npm packages)
 
 test-unit: ## the tests of the packages
 	$(GO) vet ./...
-	$(GO) test -p 2 -timeout 20m $$($(GO) list ./... | grep -v /e2e)
+	$(GO) test -p 2 -timeout 20m $$($(GO) list ./... | grep -v -e /e2e -e '/bench/faults$$')
 
 test-e2e: ## the tests that run real processes
-	$(GO) test -p 1 -count 1 -timeout 30m ./e2e
+	$(GO) test -p 1 -count 1 -timeout 30m ./e2e ./bench/faults
+
+faults: build ## every fault of the table once, on power-loss disks (ONLY=F1,F4 SEED=7 choose)
+	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
 soak: ## random faults for ten minutes (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
 	SLUICE_SOAK_DURATION=$${SLUICE_SOAK_DURATION:-10m} SLUICE_SOAK_SEED=$${SLUICE_SOAK_SEED:-$$(date +%s)} \

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 	"sync"
 	"time"
 )
@@ -23,13 +24,18 @@ type Survivor struct {
 	// NoTime sends messages without a time of their own: each has a value of its
 	// own instead, so that one stored twice is seen.
 	NoTime bool
+	// OnAck, if set, is called for every acknowledged message with the time since
+	// it was first sent, from the client's goroutine.
+	OnAck func(latency time.Duration)
 
-	mu    sync.Mutex
-	conn  *publisher      // the present connection, if any
-	sent  uint64          // sequence numbers below it were sent at least once
-	acked map[uint64]bool // ... and these acknowledged
-	gaps  []time.Duration // between an ack and the one before it, where longer than gapMin
-	last  time.Time
+	mu     sync.Mutex
+	conn   *publisher           // the present connection, if any
+	sent   uint64               // sequence numbers below it were sent at least once
+	acked  map[uint64]bool      // ... and these acknowledged
+	latest uint64               // the last of them
+	since  map[uint64]time.Time // when those without an ack were first sent
+	gaps   []time.Duration      // between an ack and the one before it, where longer than gapMin
+	last   time.Time
 }
 
 // gapMin is what counts as an interruption.
@@ -40,7 +46,7 @@ const redialPause = 20 * time.Millisecond
 
 // Run publishes until ctx ends, then waits up to settle for the last acks.
 func (s *Survivor) Run(ctx context.Context, settle time.Duration) {
-	s.acked = map[uint64]bool{}
+	s.acked, s.since = map[uint64]bool{}, map[uint64]time.Time{}
 	s.last = time.Now()
 	end, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -165,18 +171,24 @@ func (s *Survivor) take() uint64 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.sent++
+	s.since[s.sent-1] = time.Now()
 	return s.sent - 1
 }
 
 func (s *Survivor) ack(seq uint64) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.acked[seq] = true
 	now := time.Now()
+	s.acked[seq], s.latest = true, seq
+	latency := now.Sub(s.since[seq])
+	delete(s.since, seq)
 	if gap := now.Sub(s.last); gap >= gapMin {
 		s.gaps = append(s.gaps, gap)
 	}
 	s.last = now
+	s.mu.Unlock()
+	if s.OnAck != nil {
+		s.OnAck(latency)
+	}
 }
 
 // Sent is how many messages were sent, numbered from 0.
@@ -193,6 +205,13 @@ func (s *Survivor) Acked() int {
 	return len(s.acked)
 }
 
+// Latest is the message that was acknowledged last.
+func (s *Survivor) Latest() (seq uint64, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.latest, len(s.acked) > 0
+}
+
 // LongestGap is the longest time without an ack.
 func (s *Survivor) LongestGap() time.Duration {
 	s.mu.Lock()
@@ -204,63 +223,22 @@ func (s *Survivor) LongestGap() time.Duration {
 	return longest
 }
 
-// Stored is one reading as the API returns it.
-type Stored struct {
-	Time   time.Time
-	Sensor string
-	Value  float64
-}
-
-// Judge compares what is stored of the device with the ledger: acknowledged is
-// a subset of stored (C1), nothing is stored that was not sent, with the values
-// it was sent with (C2), and no reading is stored twice (C3). It returns what is
-// wrong, at most a few of each.
-func (s *Survivor) Judge(stored []Stored) []error {
+// History is what the client knows, for a judge.
+func (s *Survivor) History() History {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	var errs []error
-	report := func(format string, args ...any) {
-		if len(errs) < 20 {
-			errs = append(errs, fmt.Errorf(s.Device+": "+format, args...))
-		}
-	}
-	seen := map[uint64]map[string]bool{}
-	for _, r := range stored {
-		seq, ok := s.sequence(r)
-		if !ok || seq >= s.sent {
-			report("stored but never sent: %v %s = %v", r.Time, r.Sensor, r.Value)
-			continue
-		}
-		if want, ok := s.expected(seq)[r.Sensor]; !ok || want != r.Value {
-			report("message %d: %s is stored as %v, was sent as %v", seq, r.Sensor, r.Value, want)
-		}
-		if seen[seq] == nil {
-			seen[seq] = map[string]bool{}
-		}
-		if seen[seq][r.Sensor] {
-			report("message %d: %s is stored twice", seq, r.Sensor)
-		}
-		seen[seq][r.Sensor] = true
-	}
+	h := History{Device: s.Device, NoTime: s.NoTime, Sent: s.sent}
 	for seq := range s.acked {
-		if want := len(s.expected(seq)); len(seen[seq]) != want {
-			report("message %d was acknowledged, %d of its %d readings are stored", seq, len(seen[seq]), want)
-		}
+		h.Acked = append(h.Acked, seq)
 	}
-	return errs
+	slices.Sort(h.Acked)
+	return h
 }
 
-// sequence tells which message a stored reading is of.
-func (s *Survivor) sequence(r Stored) (uint64, bool) {
-	if s.NoTime {
-		return uint64(r.Value), r.Value >= 0
-	}
-	return uint64(r.Time.Sub(Epoch) / time.Millisecond), !r.Time.Before(Epoch)
-}
-
-func (s *Survivor) expected(seq uint64) map[string]float64 {
-	if s.NoTime {
-		return map[string]float64{sensorNoTime: float64(seq)}
-	}
-	return expected(seq)
+// Judge compares what is stored of the device with the ledger and returns what
+// is wrong, at most a few of each kind.
+func (s *Survivor) Judge(stored []Stored) []error {
+	h := s.History()
+	v := h.Judge(stored)
+	return v.Errors
 }

@@ -2,14 +2,18 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"net"
 	"net/http"
 	"net/http/pprof"
 	"time"
+
+	"github.com/sluice-iot/sluice/shard"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
-// serveDebug serves profiles on loopback when the configuration asks for it.
+// serveDebug serves profiles and the digests of replicas on loopback when the configuration asks for it.
 func (n *node) serveDebug(context.Context) (func() error, error) {
 	if n.cfg.Debug.Listen == "" {
 		return nil, nil
@@ -22,6 +26,7 @@ func (n *node) serveDebug(context.Context) (func() error, error) {
 	m.HandleFunc("/debug/pprof/", pprof.Index)
 	m.HandleFunc("/debug/pprof/profile", pprof.Profile)
 	m.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	m.HandleFunc("/debug/replicas", n.serveReplicas)
 	srv := &http.Server{Handler: m, ReadHeaderTimeout: 5 * time.Second}
 	n.running.Go(func() {
 		if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) {
@@ -29,4 +34,24 @@ func (n *node) serveDebug(context.Context) (func() error, error) {
 		}
 	})
 	return srv.Close, nil
+}
+
+// serveReplicas describes the replicas of this node with the digests of their
+// states: equal at the same index, or a state machine has diverged. A digest
+// stops its shard for as long as encoding the state takes.
+func (n *node) serveReplicas(w http.ResponseWriter, _ *http.Request) {
+	if !n.serving.Load() {
+		http.Error(w, "the node is starting", http.StatusServiceUnavailable)
+		return
+	}
+	out := []shard.ReplicaStatus{}
+	for id := range n.meta.State().Shards {
+		if s, ok := n.host.Shard(telemetry.ShardID(id)); ok {
+			out = append(out, s.Status(true))
+		}
+	}
+	w.Header().Set("Content-Type", "application/json")
+	if err := json.NewEncoder(w).Encode(out); err != nil {
+		n.logger.Debug("digests not sent", "err", err)
+	}
 }

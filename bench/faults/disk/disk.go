@@ -133,8 +133,8 @@ func (d *Disk) Restore(rng *rand.Rand) (Loss, error) {
 	return l, err
 }
 
-// strike applies the faults to an operation on path; it may take its time.
-func (d *Disk) strike(op Op, path string) syscall.Errno {
+// strike applies the faults to an operation on a path; it may take its time.
+func (d *Disk) strike(op Op, path func() string) syscall.Errno {
 	d.mu.Lock()
 	if d.cut {
 		d.mu.Unlock()
@@ -144,7 +144,7 @@ func (d *Disk) strike(op Op, path string) syscall.Errno {
 	var delay time.Duration
 	rest := d.faults[:0:0]
 	for _, f := range d.faults {
-		if f.Op != op || !strings.HasSuffix(path, f.Suffix) || errno != 0 {
+		if f.Op != op || !strings.HasSuffix(path(), f.Suffix) || errno != 0 {
 			rest = append(rest, f)
 			continue
 		}
@@ -173,8 +173,17 @@ func (d *Disk) alive(f func() error) error {
 	return f()
 }
 
-func (d *Disk) write(fd int, path string, data []byte, off int64) (n int, err error) {
-	if errno := d.strike(OpWrite, path); errno != 0 {
+// name is the present path of an open file, which may have been renamed since.
+func name(fd int) string {
+	path, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", fd))
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+func (d *Disk) write(fd int, data []byte, off int64) (n int, err error) {
+	if errno := d.strike(OpWrite, func() string { return name(fd) }); errno != 0 {
 		return 0, errno
 	}
 	return n, d.alive(func() error {
@@ -197,8 +206,8 @@ func (d *Disk) write(fd int, path string, data []byte, off int64) (n int, err er
 	})
 }
 
-func (d *Disk) sync(fd int, path string) error {
-	if errno := d.strike(OpSync, path); errno != 0 {
+func (d *Disk) sync(fd int) error {
+	if errno := d.strike(OpSync, func() string { return name(fd) }); errno != 0 {
 		return errno
 	}
 	return d.alive(func() error {
@@ -216,7 +225,7 @@ func (d *Disk) sync(fd int, path string) error {
 }
 
 func (d *Disk) syncDir(path string) error {
-	if errno := d.strike(OpSync, path); errno != 0 {
+	if errno := d.strike(OpSync, func() string { return path }); errno != 0 {
 		return errno
 	}
 	return d.alive(func() error {

@@ -179,8 +179,9 @@ func TestLyingDiskLosesWhatWasSynced(t *testing.T) {
 
 func TestFaultsFailWhatTheyNameAndHeal(t *testing.T) {
 	d, at := mount(t)
-	f, err := os.Create(at + "/a.wal")
+	f, err := os.Create(at + "/a.spare")
 	must(t, err)
+	must(t, os.Rename(at+"/a.spare", at+"/a.wal")) // faults go by the present name
 	_, err = f.WriteAt([]byte("x"), 0)
 	must(t, err)
 	d.Inject(Fault{Op: OpSync, Suffix: ".wal", Errno: syscall.EIO, Count: 1})

@@ -32,7 +32,7 @@ func Available() error {
 
 // writeBytesMax is the largest request of the kernel; a segment is zeroed in
 // fewer of them.
-const writeBytesMax = 1 << 20
+const writeBytesMax = 256 << 10
 
 // Mount mounts a disk at mountpoint whose content is kept below backing; both
 // are made if missing and must be on the same file system only among
@@ -145,7 +145,7 @@ func (n *node) Create(ctx context.Context, name string, flags, mode uint32, out 
 		}
 		out.FromStat(&st)
 		child = n.child(ctx, &st)
-		h = &handle{d: n.d, fd: fd, path: path}
+		h = &handle{d: n.d, fd: fd}
 		return nil
 	})
 	if err != nil {
@@ -179,7 +179,7 @@ func (n *node) Open(_ context.Context, flags uint32) (fs.FileHandle, uint32, sys
 	if err != nil {
 		return nil, 0, errno(err)
 	}
-	return &handle{d: n.d, fd: fd, path: path}, fuse.FOPEN_DIRECT_IO, 0
+	return &handle{d: n.d, fd: fd}, fuse.FOPEN_DIRECT_IO, 0
 }
 
 // Mkdir implements fs.NodeMkdirer.
@@ -282,9 +282,8 @@ func (n *node) OpendirHandle(context.Context, uint32) (fs.FileHandle, uint32, sy
 
 // handle is an open file.
 type handle struct {
-	d    *Disk
-	fd   int
-	path string // when it was opened
+	d  *Disk
+	fd int
 }
 
 // Read implements fs.FileReader.
@@ -298,13 +297,13 @@ func (h *handle) Read(_ context.Context, buf []byte, off int64) (fuse.ReadResult
 
 // Write implements fs.FileWriter.
 func (h *handle) Write(_ context.Context, data []byte, off int64) (uint32, syscall.Errno) {
-	n, err := h.d.write(h.fd, h.path, data, off)
+	n, err := h.d.write(h.fd, data, off)
 	return uint32(n), errno(err)
 }
 
 // Fsync implements fs.FileFsyncer.
 func (h *handle) Fsync(context.Context, uint32) syscall.Errno {
-	return errno(h.d.sync(h.fd, h.path))
+	return errno(h.d.sync(h.fd))
 }
 
 // Getattr implements fs.FileGetattrer.

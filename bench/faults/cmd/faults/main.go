@@ -1,0 +1,125 @@
+// Command faults runs the table of faults against real processes:
+//
+//	faults --binary bin/sluice                  all of them
+//	faults --binary bin/sluice --only F1,F4     those that begin with F1 or F4
+//	faults judge DIR                            judges a kept history again
+//
+// It ends with exit code 0 only if every fault was survived.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/alecthomas/kong"
+
+	"github.com/sluice-iot/sluice/bench/faults"
+	"github.com/sluice-iot/sluice/bench/faults/disk"
+)
+
+type cli struct {
+	Run   runCmd   `cmd:"" default:"withargs" help:"Run faults and print the table."`
+	Judge judgeCmd `cmd:"" help:"Judge a kept history again."`
+}
+
+type runCmd struct {
+	Binary string        `required:"" type:"existingfile" help:"The sluice executable."`
+	Only   []string      `help:"Faults whose id begins so: F1,F4."`
+	Seed   uint64        `help:"Draws victims and moments; 0 takes the time."`
+	Dir    string        `help:"Keeps the histories of failing runs; default: a directory below the temporary one."`
+	Keep   bool          `help:"Keep the directories of passing runs too."`
+	For    time.Duration `help:"Draw faults from the seed for so long instead of running each once."`
+}
+
+type judgeCmd struct {
+	Dir string `arg:"" type:"existingdir" help:"Folder that a failed run has printed."`
+}
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var c cli
+	k := kong.Parse(&c, kong.Name("faults"), kong.Description("Faults against a cluster of real processes."), kong.BindTo(ctx, (*context.Context)(nil)))
+	if err := k.Run(); err != nil {
+		fmt.Fprintln(os.Stderr, "faults:", err)
+		stop()
+		os.Exit(1)
+	}
+}
+
+// Run implements kong.
+func (c *runCmd) Run(ctx context.Context) error {
+	if c.Seed == 0 {
+		c.Seed = uint64(time.Now().Unix())
+	}
+	if c.Dir == "" {
+		dir, err := os.MkdirTemp("", "sluice-faults-")
+		if err != nil {
+			return fmt.Errorf("make directory for histories: %w", err)
+		}
+		c.Dir = dir
+	}
+	chosen := c.chosen()
+	if len(chosen) == 0 {
+		return fmt.Errorf("no fault begins with %s", strings.Join(c.Only, " or "))
+	}
+	fmt.Fprintf(os.Stderr, "seed %d, histories of failing runs in %s\n", c.Seed, c.Dir)
+	cfg := faults.Config{Binary: c.Binary, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
+	var results []faults.Result
+	var errs []error
+	for f, seed := range faults.Draw(chosen, c.Seed, c.For) {
+		cfg.Seed = seed
+		res, err := faults.Do(ctx, cfg, f)
+		switch {
+		case errors.Is(err, disk.ErrUnavailable):
+			fmt.Fprintf(os.Stderr, "%s not run: %v\n", f.ID, err)
+			continue
+		case err != nil:
+			errs = append(errs, err)
+			fmt.Fprintln(os.Stderr, err)
+		default:
+			results = append(results, res)
+		}
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	if err := faults.Table(os.Stdout, results); err != nil {
+		return err
+	}
+	if i := slices.IndexFunc(results, func(r faults.Result) bool { return !r.Passed() }); i >= 0 {
+		errs = append(errs, fmt.Errorf("%s with seed %d was not survived", results[i].ID, results[i].Seed))
+	}
+	return errors.Join(errs...)
+}
+
+func (c *runCmd) chosen() (out []*faults.Fault) {
+	for _, f := range faults.All() {
+		if len(c.Only) == 0 || slices.ContainsFunc(c.Only, func(p string) bool { return strings.HasPrefix(f.ID, p) }) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// Run implements kong.
+func (c *judgeCmd) Run() error {
+	res, err := faults.Judge(c.Dir)
+	if err != nil {
+		return err
+	}
+	if err := faults.Table(os.Stdout, []faults.Result{res}); err != nil {
+		return err
+	}
+	if !res.Passed() {
+		return errors.New("the history shows a violation")
+	}
+	return nil
+}

@@ -1,0 +1,201 @@
+package faults
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"syscall"
+	"time"
+
+	"github.com/sluice-iot/sluice/bench/faults/disk"
+)
+
+// All is the table of faults, in its order.
+func All() []*Fault {
+	return []*Fault{
+		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Strike: killLeast},
+		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Strike: killMost},
+		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Strike: killAll},
+		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Strike: powerLossBesidePause},
+		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Strike: powerLossOfAll},
+		{ID: "F8", Title: "leader paused for 10 s", Strike: pauseLeader},
+		{ID: "F10", Title: "disk full on one node, then freed", Disks: true, Environ: smallSegments, Strike: fullDisk},
+		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Strike: failedSync},
+		{ID: "F12", Title: "syncs of the leader's node 200 ms slower", Disks: true, Strike: slowSync},
+		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Strike: damage(flipBit)},
+		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Strike: damage(truncateFile)},
+		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Strike: damage(zeroPage)},
+		{ID: "F17a", Title: "database killed and restarted", Database: true, Strike: killDatabase},
+		{ID: "F17b", Title: "database paused for 20 s", Database: true, Strike: pauseDatabase},
+		{ID: "F17c", Title: "connections to the database cut within COPY and commit", Database: true, Strike: cutDatabase},
+	}
+}
+
+// smallSegments makes a log have several segments within seconds.
+var smallSegments = []string{"SLUICE_WAL_SEGMENT_MIB=1"}
+
+// away is how long a node is gone, at least.
+const away = 2 * time.Second
+
+func killLeast(ctx context.Context, r *Run) error {
+	most, err := r.busiest(ctx)
+	if err != nil {
+		return err
+	}
+	return r.killOne(ctx, (most+1)%nodesCount)
+}
+
+func killMost(ctx context.Context, r *Run) error {
+	most, err := r.busiest(ctx)
+	if err != nil {
+		return err
+	}
+	return r.killOne(ctx, most)
+}
+
+func (r *Run) killOne(ctx context.Context, node int) error {
+	r.strikes()
+	if err := r.kill(node); err != nil {
+		return err
+	}
+	sleep(ctx, away+r.upTo(away))
+	return r.startNodes(node)
+}
+
+func killAll(ctx context.Context, r *Run) error {
+	r.strikes()
+	if err := r.kill(everyNode()...); err != nil {
+		return err
+	}
+	return r.startNodes(everyNode()...)
+}
+
+func everyNode() (out []int) {
+	for i := range nodesCount {
+		out = append(out, i)
+	}
+	return out
+}
+
+func powerLossBesidePause(ctx context.Context, r *Run) error {
+	victim := r.rng.IntN(nodesCount)
+	paused := (victim + 1) % nodesCount
+	if err := r.Cluster.Nodes()[paused].Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	sleep(ctx, 500*time.Millisecond) // the other two go on acknowledging
+	r.strikes()
+	err := r.powerLoss(nil, victim)
+	err = errors.Join(err, r.startNodes(victim))
+	sleep(ctx, r.upTo(away))
+	return errors.Join(err, r.Cluster.Nodes()[paused].Signal(syscall.SIGCONT))
+}
+
+// powerLossOfAll strikes twice: once everything that was not synced is gone,
+// once any of it may have survived.
+func powerLossOfAll(ctx context.Context, r *Run) error {
+	for _, rng := range []*rand.Rand{nil, r.rng} {
+		r.strikes()
+		if err := r.powerLoss(rng, everyNode()...); err != nil {
+			return err
+		}
+		if err := r.startNodes(everyNode()...); err != nil {
+			return err
+		}
+		if err := r.ready(ctx); err != nil {
+			return err
+		}
+		sleep(ctx, away)
+	}
+	return nil
+}
+
+const pauseLong = 10 * time.Second
+
+func pauseLeader(ctx context.Context, r *Run) error {
+	most, err := r.busiest(ctx)
+	if err != nil {
+		return err
+	}
+	n := r.Cluster.Nodes()[most]
+	r.strikes()
+	if err := n.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	sleep(ctx, pauseLong)
+	return n.Signal(syscall.SIGCONT)
+}
+
+func failedSync(ctx context.Context, r *Run) error {
+	victim := r.rng.IntN(nodesCount)
+	r.strikes()
+	r.Disks[victim].Inject(disk.Fault{Op: disk.OpSync, Suffix: ".wal", Errno: syscall.EIO, Count: 1})
+	began := time.Now()
+	if err := r.ended(ctx, victim, 30*time.Second); err != nil {
+		return err
+	}
+	r.note = fmt.Sprintf("the process ended after %v", time.Since(began).Round(10*time.Millisecond))
+	return r.startNodes(victim)
+}
+
+// slowFor is how long a disk is slow: long enough for a leader to be given up.
+const slowFor = 10 * time.Second
+
+func slowSync(ctx context.Context, r *Run) error {
+	most, err := r.busiest(ctx)
+	if err != nil {
+		return err
+	}
+	r.strikes()
+	r.Disks[most].Inject(disk.Fault{Op: disk.OpSync, Delay: 200 * time.Millisecond})
+	began := time.Now()
+	sleep(ctx, slowFor)
+	leads := 0
+	st, err := r.status(ctx)
+	for _, s := range st.Shards {
+		if string(s.Leader) == r.Cluster.Nodes()[most].ID {
+			leads++
+		}
+	}
+	r.Disks[most].Heal()
+	r.note = fmt.Sprintf("p99 %v, the slow node led %d of %d shards at the end",
+		r.fleet.meter.latency(began.Add(time.Second), time.Now(), 0.99).Round(time.Millisecond), leads, len(st.Shards))
+	return err
+}
+
+func killDatabase(ctx context.Context, r *Run) error {
+	r.strikes()
+	if err := r.db.server.Kill(); err != nil {
+		return err
+	}
+	sleep(ctx, away+r.upTo(away))
+	if err := r.db.server.Restart(); err != nil {
+		return err
+	}
+	sleep(ctx, away)
+	return r.db.server.Restart() // in order this time
+}
+
+func pauseDatabase(ctx context.Context, r *Run) error {
+	r.strikes()
+	r.db.server.Pause()
+	sleep(ctx, 20*time.Second)
+	r.db.server.Resume()
+	return nil
+}
+
+// cutsWanted is how many COPYs are cut.
+const cutsWanted = 12
+
+func cutDatabase(ctx context.Context, r *Run) error {
+	r.strikes()
+	r.db.proxy.arm(cutsWanted)
+	defer func() { r.note = fmt.Sprintf("%d connections cut", r.db.proxy.cut()) }()
+	for end := time.Now().Add(time.Minute); r.db.proxy.cut() < cutsWanted; sleep(ctx, 50*time.Millisecond) {
+		if time.Now().After(end) {
+			return fmt.Errorf("only %d of %d connections were cut in the middle of COPY within a minute", r.db.proxy.cut(), cutsWanted)
+		}
+	}
+	return nil
+}
