@@ -29,11 +29,13 @@ type SharedStore interface {
 	// *store.WatermarkError when the watermark is elsewhere. Any other error
 	// leaves the outcome unknown until Watermark is read.
 	Write(ctx context.Context, b *telemetry.Batch) error
-	// Watermark reads how far a shard is committed.
-	Watermark(ctx context.Context, shard telemetry.ShardID) (uint64, error)
+	// Watermarks reads how far each lane of a shard is committed.
+	Watermarks(ctx context.Context, shard telemetry.ShardID) (telemetry.Watermarks, error)
 	// Read answers from one snapshot of the database, and says up to which index
-	// that snapshot holds the shard.
-	Read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, watermark uint64, err error)
+	// that snapshot holds each lane of the shard.
+	Read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, at telemetry.Watermarks, err error)
+	// Aggregate answers in the same way with buckets of readings.
+	Aggregate(ctx context.Context, shard telemetry.ShardID, q store.Aggregate) (buckets []store.Bucket, at telemetry.Watermarks, err error)
 }
 
 // Stores is where batches go: exactly one of its fields is set.
@@ -311,10 +313,11 @@ func (f *flusher) uncertain(ctx context.Context, from uint64, cause error) (uint
 	if errors.As(cause, &w) {
 		have = w.Have
 	} else {
-		var err error
-		if have, err = f.stores.Shared.Watermark(ctx, f.shard.id); err != nil {
+		at, err := f.stores.Shared.Watermarks(ctx, f.shard.id)
+		if err != nil {
 			return 0, errors.Join(cause, err)
 		}
+		have = at[telemetry.LaneLive]
 	}
 	m := f.shard.fsm.machine
 	m.mu.Lock()
@@ -346,7 +349,9 @@ func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error
 	} else {
 		// The database may be ahead of what the log knows, never behind: blocks
 		// it holds already are left out of the pending part.
-		stored, from, err = f.stores.Shared.Read(ctx, f.shard.id, q)
+		var at telemetry.Watermarks
+		stored, at, err = f.stores.Shared.Read(ctx, f.shard.id, q)
+		from = at[telemetry.LaneLive]
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read stored rows of shard %d: %w", f.shard.id, err)

@@ -23,6 +23,7 @@ var ErrUnavailable = errors.New("store unavailable")
 // committed and its answer lost). Nothing was written.
 type WatermarkError struct {
 	Shard    telemetry.ShardID
+	Lane     telemetry.Lane
 	Want     uint64 // Batch.From
 	Have     uint64 // what the store has
 	WantTerm uint64
@@ -30,7 +31,7 @@ type WatermarkError struct {
 }
 
 func (e *WatermarkError) Error() string {
-	return fmt.Sprintf("watermark of shard %d is %d (term %d), the batch begins at %d (term %d)", e.Shard, e.Have, e.HaveTerm, e.Want, e.WantTerm)
+	return fmt.Sprintf("%s watermark of shard %d is %d (term %d), the batch begins at %d (term %d)", e.Lane, e.Shard, e.Have, e.HaveTerm, e.Want, e.WantTerm)
 }
 
 // Query asks for the readings of one device in ascending order of Point.

@@ -23,13 +23,37 @@ type Row struct {
 	Quality  Quality
 }
 
+// Lane is one of a shard's two ways into a shared database. Which one a reading
+// takes is decided when it is applied; each has a watermark of its own, so that
+// a fleet's backlog does not hold up what is measured now.
+type Lane uint8
+
+// The lanes; the numbers are part of snapshots, log entries and the SQL schema.
+const (
+	LaneLive Lane = 0
+	LaneLate Lane = 1 // measured long before it was received
+	Lanes         = 2
+)
+
+func (l Lane) String() string {
+	if l == LaneLate {
+		return "late"
+	}
+	return "live"
+}
+
+// Watermarks say, per lane, up to which index of a shard's log its rows are
+// stored.
+type Watermarks [Lanes]uint64
+
 // Batch is the compacted content of one contiguous range of one shard's log:
-// repeats removed, rows sorted by (device, sensor, time, log order), both
-// dictionaries sorted and without unused entries, so that the same range gives
-// the same Batch on every replica.
+// repeats removed, rows sorted by (device, sensor, time, log order), those of the
+// late lane by day of their time first, both dictionaries sorted and without
+// unused entries, so that the same range gives the same Batch on every replica.
 type Batch struct {
 	Namespace uint32
 	Shard     ShardID
+	Lane      Lane   // with a shared database; the embedded store takes both at once as LaneLive
 	From, To  uint64 // raft indexes, From exclusive, To inclusive
 	Term      uint64 // term of the leader that flushes; 0 in the embedded store
 	Messages  uint64 // applied messages in the range (the ledger's unit)

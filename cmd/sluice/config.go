@@ -62,6 +62,13 @@ type HTTPConfig struct {
 // StoreConfig says where rows go.
 type StoreConfig struct {
 	Database string `yaml:"database"` // postgres:// URL; empty: embedded Parquet segments
+	// What follows needs a database.
+	Connections        int           `yaml:"connections"`         // of this node: all but one for flushes, up to half of them for queries
+	ManualMigrations   bool          `yaml:"manual_migrations"`   // the node's role owns nothing: see sluice database migrate
+	Chunk              time.Duration `yaml:"chunk"`               // time that a chunk or partition covers
+	Retention          time.Duration `yaml:"retention"`           // readings older than this are dropped, by whole chunks; 0: never
+	CompressAfter      time.Duration `yaml:"compress_after"`      // TimescaleDB: age at which a chunk goes to the columnstore; 0: never
+	AggregateRetention time.Duration `yaml:"aggregate_retention"` // TimescaleDB: the same as retention for minutes and hours; 0: never
 }
 
 // FlushConfig says when rows go there.
@@ -91,6 +98,7 @@ func defaultConfig() Config {
 		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"},
 			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
 		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
+		Store: StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
 		Flush: FlushConfig{RowsMax: 100_000},
 		WAL:   WALConfig{SegmentMiB: 64},
 		Log:   LogConfig{Level: "info"},
@@ -265,6 +273,13 @@ func (c *Config) Validate() error {
 	c.MQTT.validate(problem)
 	if d := c.Store.Database; d != "" && !strings.HasPrefix(d, "postgres://") && !strings.HasPrefix(d, "postgresql://") {
 		problem("store.database", "is not a postgres:// URL; leave it out for the embedded store")
+	} else if d != "" {
+		if err := databaseConfig(c).Validate(); err != nil {
+			problem("store", "%v", err)
+		}
+	}
+	if c.Store.Connections < 2 {
+		problem("store.connections", "is %d: use 2 to 64", c.Store.Connections)
 	}
 	if c.Flush.Interval < 100*time.Millisecond || c.Flush.Interval > time.Hour {
 		problem("flush.interval", "is %v: use 100ms to 1h", c.Flush.Interval)

@@ -35,9 +35,10 @@ type cli struct {
 	Simulate simulateCmd `cmd:"" help:"Publish as many simulated devices."`
 	Detect   detectCmd   `cmd:"" help:"Find anomalies in a CSV file, without a cluster."`
 
-	Cluster clusterCmd `cmd:"" help:"Create a cluster."`
-	Drain   drainCmd   `cmd:"" help:"Take a node out of service."`
-	WAL     walCmd     `cmd:"" name:"wal" help:"Look into a stopped node's log."`
+	Cluster  clusterCmd  `cmd:"" help:"Create a cluster."`
+	Drain    drainCmd    `cmd:"" help:"Take a node out of service."`
+	Database databaseCmd `cmd:"" help:"Prepare the database."`
+	WAL      walCmd      `cmd:"" name:"wal" help:"Look into a stopped node's log."`
 
 	Bench   benchCmd   `cmd:"" help:"Measure."`
 	Version versionCmd `cmd:"" help:"Print the version."`

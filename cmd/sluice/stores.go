@@ -33,7 +33,9 @@ type stores struct {
 // on, the backlog shows.
 func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *cluster.Identity) (stores, error) {
 	if cfg.Store.Database != "" {
-		db, err := postgres.Open(logger, reg, postgres.Config{URL: cfg.Store.Database, Cluster: id.ClusterID, Conns: databaseConns})
+		pc := databaseConfig(&cfg)
+		pc.Cluster = id.ClusterID
+		db, err := postgres.Open(logger, reg, pc)
 		if err != nil {
 			return stores{}, fmt.Errorf("store.database: %w", err)
 		}
@@ -47,11 +49,20 @@ func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *
 	return stores{Stores: shard.Stores{Local: segments{files, failed}}, name: "parquet", files: files, close: files.Close, failed: failed}, nil
 }
 
-// A node's connections to the database, and how many flushes it runs at once:
-// with a database one connection stays for queries.
+// databaseConfig is what the configuration says about the database.
+func databaseConfig(cfg *Config) postgres.Config {
+	return postgres.Config{
+		URL: cfg.Store.Database, Cluster: func() string { return "" }, Conns: cfg.Store.Connections, Chunk: cfg.Store.Chunk,
+		Retention: cfg.Store.Retention, CompressAfter: cfg.Store.CompressAfter, AggregateRetention: cfg.Store.AggregateRetention,
+		ManualMigrations: cfg.Store.ManualMigrations,
+	}
+}
+
+// How many flushes a node runs at once. With a database it is how many shards
+// may have gathered rows in memory; they share transactions, and connections
+// bound those.
 const (
-	databaseConns   = 4
-	databaseFlushes = databaseConns - 1
+	databaseFlushes = 16
 	localFlushes    = 2 // more only compete for the disk
 )
 

@@ -55,6 +55,22 @@ type Config struct {
 	// are made (hypertable) or a partition is made (plain table).
 	Chunk time.Duration
 
+	// Retention is how long readings are kept, by their time; 0 keeps them for
+	// ever. They go by whole chunks or partitions, so up to Chunk later.
+	Retention time.Duration
+
+	// AggregateRetention is the same for the continuous aggregates; 0 keeps them
+	// for ever. TimescaleDB only: without it they are views.
+	AggregateRetention time.Duration
+
+	// CompressAfter is how old a chunk is when TimescaleDB turns it into its
+	// columnstore; 0 is never.
+	CompressAfter time.Duration
+
+	// RefreshEvery is how often the continuous aggregates take in what is new or
+	// late; default 1 min. What they lack meanwhile is computed when asked.
+	RefreshEvery time.Duration
+
 	// ManualMigrations leaves the schema to whoever calls Migrate: the DB waits,
 	// unhealthy, until the schema is there. For nodes whose role owns nothing.
 	ManualMigrations bool
@@ -72,6 +88,8 @@ const (
 	networkTimeoutDefault   = 10 * time.Second
 	chunkDefault            = 7 * day // TimescaleDB's own default
 	chunkLimit              = 366 * day
+	refreshDefault          = time.Minute
+	policyMin               = time.Hour // of retention and compression
 )
 
 func (c Config) withDefaults() Config {
@@ -88,6 +106,7 @@ func (c Config) withDefaults() Config {
 	set(&c.IdleTimeout, idleTimeoutDefault)
 	set(&c.NetworkTimeout, networkTimeoutDefault)
 	set(&c.Chunk, chunkDefault)
+	set(&c.RefreshEvery, refreshDefault)
 	return c
 }
 
@@ -119,6 +138,20 @@ func (c Config) Validate() error {
 	}
 	if c.Chunk < 0 || c.Chunk%day != 0 || c.Chunk > chunkLimit {
 		errs = append(errs, fmt.Errorf("chunk %v: must be whole days (24h, 168h), at most %v, or 0 for the default", c.Chunk, chunkLimit))
+	}
+	for _, p := range []struct {
+		name string
+		d    time.Duration
+	}{{"retention", c.Retention}, {"aggregate retention", c.AggregateRetention}, {"compress after", c.CompressAfter}} {
+		if p.d != 0 && p.d < policyMin || p.d%time.Second != 0 {
+			errs = append(errs, fmt.Errorf("%s %v: must be whole seconds and at least %v, or 0 for never", p.name, p.d, policyMin))
+		}
+	}
+	if c.RefreshEvery != 0 && (c.RefreshEvery < time.Second || c.RefreshEvery > day) {
+		errs = append(errs, fmt.Errorf("refresh %v: must be between 1s and 24h, or 0 for the default", c.RefreshEvery))
+	}
+	if c.Retention > 0 && c.CompressAfter >= c.Retention {
+		errs = append(errs, fmt.Errorf("compress after %v: readings are dropped after %v already", c.CompressAfter, c.Retention))
 	}
 	return errors.Join(errs...)
 }

@@ -152,22 +152,32 @@ func (db *DB) discard(c *conn) {
 // acquire waits for a turn among the calls of a kind and hands out a connection,
 // which the caller gives back with release.
 func (db *DB) acquire(ctx context.Context, kind chan struct{}) (*conn, error) {
-	for _, slots := range []chan struct{}{kind, db.slots} {
-		select {
-		case slots <- struct{}{}:
-			continue
-		case <-ctx.Done():
-		case <-db.ctx.Done():
-		}
-		if slots == db.slots {
-			<-kind
-		}
+	select {
+	case kind <- struct{}{}:
+	case <-ctx.Done():
+		return nil, db.stopped(ctx)
+	case <-db.ctx.Done():
+		return nil, db.stopped(ctx)
+	}
+	c, err := db.acquireHeld(ctx)
+	if err != nil {
+		<-kind
+	}
+	return c, err
+}
+
+// acquireHeld is acquire for who has a turn already.
+func (db *DB) acquireHeld(ctx context.Context) (*conn, error) {
+	select {
+	case db.slots <- struct{}{}:
+	case <-ctx.Done():
+		return nil, db.stopped(ctx)
+	case <-db.ctx.Done():
 		return nil, db.stopped(ctx)
 	}
 	c, err := db.idleOrNew(ctx)
 	if err != nil {
 		<-db.slots
-		<-kind
 	}
 	return c, err
 }
@@ -223,13 +233,16 @@ func (db *DB) ping(ctx context.Context, c *conn) error {
 	return c.Ping(ctx)
 }
 
-// release takes a connection back. One that broke takes the idle ones with it:
-// whatever happened to the server happened to them too.
+// release takes a connection and the turn back.
 func (db *DB) release(c *conn, kind chan struct{}, err error) {
-	defer func() {
-		<-db.slots
-		<-kind
-	}()
+	defer func() { <-kind }()
+	db.releaseHeld(c, err)
+}
+
+// releaseHeld takes a connection back. One that broke takes the idle ones with
+// it: whatever happened to the server happened to them too.
+func (db *DB) releaseHeld(c *conn, err error) {
+	defer func() { <-db.slots }()
 	if moved(err) {
 		db.discard(c)
 		_ = db.lost(err)

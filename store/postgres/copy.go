@@ -24,19 +24,20 @@ const (
 	rowFixed = 2 + 7*4 + 8 + 8 + 4 + 8 + 2
 )
 
-// rowReader is a range of a batch's rows in the binary format of COPY, made
-// while it is read. pgx may go on reading for a moment after its CopyFrom has
-// returned with an error, so each COPY has a reader of its own, which only reads
-// the batch.
+// rowReader is rows of some batches in the binary format of COPY, made while it
+// is read. pgx may go on reading for a moment after its CopyFrom has returned
+// with an error, so each COPY has a reader of its own, which only reads the
+// batches.
 type rowReader struct {
-	batch     *telemetry.Batch
-	next, end int
-	began     bool
-	ended     bool
+	parts []rowRange
+	began bool
+	ended bool
 }
 
-func newRowReader(b *telemetry.Batch, lo, hi int) *rowReader {
-	return &rowReader{batch: b, next: lo, end: hi}
+// rowRange is a range of a batch's rows.
+type rowRange struct {
+	batch     *telemetry.Batch
+	next, end int
 }
 
 // Read implements io.Reader with whole rows only; p must have room for one.
@@ -51,16 +52,21 @@ func (r *rowReader) Read(p []byte) (int, error) {
 		}
 		out, r.began = append(out, copyHeader...), true
 	}
-	for ; r.next < r.end; r.next++ {
-		row := &r.batch.Rows[r.next]
-		if int(row.Device) >= len(r.batch.Devices) || int(row.Sensor) >= len(r.batch.Sensors) {
-			return 0, fmt.Errorf("row %d of the batch names no device or sensor of its dictionaries", r.next)
+	for len(r.parts) > 0 {
+		part := &r.parts[0]
+		b := part.batch
+		for ; part.next < part.end; part.next++ {
+			row := &b.Rows[part.next]
+			if int(row.Device) >= len(b.Devices) || int(row.Sensor) >= len(b.Sensors) {
+				return 0, fmt.Errorf("row %d of the batch names no device or sensor of its dictionaries", part.next)
+			}
+			device, sensor := b.Devices[row.Device], b.Sensors[row.Sensor]
+			if len(out)+rowFixed+len(device)+len(sensor) > len(p) {
+				return r.filled(out)
+			}
+			out = appendRow(out, row, device, sensor)
 		}
-		device, sensor := r.batch.Devices[row.Device], r.batch.Sensors[row.Sensor]
-		if len(out)+rowFixed+len(device)+len(sensor) > len(p) {
-			return r.filled(out)
-		}
-		out = appendRow(out, row, device, sensor)
+		r.parts = r.parts[1:]
 	}
 	if len(out)+2 > len(p) {
 		return r.filled(out)

@@ -40,8 +40,15 @@ type DB struct {
 	wake     chan struct{} // wakes the keeper
 	idle     []*conn
 	layout   layout
+	said     layout // what announce has told
+	// aggregates is true while telemetry_1m and telemetry_1h are materialised.
+	aggregates bool
+	// direct is true where a COPY may go straight into the columnstore.
+	direct bool
 
 	partitions partitions
+	combiner   combiner
+	maintained time.Time // the keeper's: when it last looked after the partitions
 }
 
 // Open returns a DB at once: it connects and migrates the schema behind the
@@ -167,6 +174,7 @@ func (db *DB) keep() {
 			case <-db.wake:
 			case <-tick.C:
 				db.probe()
+				db.maintain(time.Now())
 			}
 			continue
 		}

@@ -26,7 +26,7 @@ func settle(t *testing.T, db *DB, b *telemetry.Batch, err error) (stored bool) {
 		case errors.As(err, &w):
 			have = w.Have
 		default:
-			if have, err = db.Watermark(context.Background(), b.Shard); err != nil {
+			if have, err = live(context.Background(), db, b.Shard); err != nil {
 				if !errors.Is(err, store.ErrUnavailable) {
 					t.Fatalf("watermark: %v", err)
 				}
@@ -176,8 +176,8 @@ func TestServerKilledWhileShardsWrite(t *testing.T) {
 	wg.Go(func() { // rows and watermark of one snapshot always fit
 		for ctx.Err() == nil {
 			points, w, err := db.Read(context.Background(), 1, all("s1-00003"))
-			if err == nil && uint64(len(points)) != w/3*40 {
-				t.Errorf("%d points at watermark %d", len(points), w)
+			if err == nil && uint64(len(points)) != w[0]/3*40 {
+				t.Errorf("%d points at watermark %d", len(points), w[0])
 				return
 			}
 			time.Sleep(time.Millisecond)
@@ -200,7 +200,7 @@ func TestServerKilledWhileShardsWrite(t *testing.T) {
 	stop()
 	wg.Wait()
 	for shard := range telemetry.ShardID(shards) {
-		if w, err := db.Watermark(context.Background(), shard); err != nil || w != last[shard] {
+		if w, err := live(context.Background(), db, shard); err != nil || w != last[shard] {
 			t.Errorf("shard %d: watermark %d, %v, the writer says %d", shard, w, err, last[shard])
 		}
 		if n := one[int64](t, url, "select count(*) from telemetry where device_id like $1", fmt.Sprintf("s%d-%%", shard)); n != int64(last[shard])/3*20*40 {
@@ -251,7 +251,7 @@ func TestPausedServerIsWaitedFor(t *testing.T) {
 	case <-time.After(300 * time.Millisecond):
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	if _, err := db.Watermark(ctx, 1); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := live(ctx, db, 1); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("watermark of a paused server: %v", err)
 	}
 	cancel()
@@ -273,7 +273,9 @@ func TestPausedLeaderLosesItsLock(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &writer{db: old, conn: c, cluster: "c1", batch: fleet(1, 3, 6, 2, 2, t0)}
+	late := fleet(1, 3, 6, 2, 2, t0)
+	w := newWriter(old, "c1", []*request{{ctx: context.Background(), batch: late, done: make(chan error, 1)}}, false)
+	w.conn = c
 	for _, step := range []func(context.Context) error{
 		func(ctx context.Context) error { _, err := w.exec(ctx, "begin"); return err }, w.fill, w.move,
 	} {
@@ -289,7 +291,7 @@ func TestPausedLeaderLosesItsLock(t *testing.T) {
 	if err == nil {
 		t.Fatal("the paused leader committed")
 	}
-	if w := mismatch(t, old.Write(context.Background(), w.batch)); w.Have != 9 || w.HaveTerm != 4 {
+	if w := mismatch(t, old.Write(context.Background(), late)); w.Have != 9 || w.HaveTerm != 4 {
 		t.Fatalf("got %+v", w)
 	}
 }

@@ -136,7 +136,13 @@ func read(tb testing.TB, db *DB, shard telemetry.ShardID, q store.Query) ([]stor
 	if err != nil {
 		tb.Fatalf("read: %v", err)
 	}
-	return got, w
+	return got, w[telemetry.LaneLive]
+}
+
+// live reads the watermark of a shard's live lane.
+func live(ctx context.Context, db *DB, shard telemetry.ShardID) (uint64, error) {
+	w, err := db.Watermarks(ctx, shard)
+	return w[telemetry.LaneLive], err
 }
 
 // ask runs one query at a URL and returns the first column of all rows.

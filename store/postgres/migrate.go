@@ -23,10 +23,9 @@ const (
 	// versionTable holds the number of the last migration.
 	versionTable = "sluice_schema_version"
 	// schemaVersion is that of the newest file in migrations.
-	schemaVersion = 2
-	// serverVersionMin is 12: the first with tcp_user_timeout and with partitions
-	// that are attached without stopping everybody else.
-	serverVersionMin = 120000
+	schemaVersion = 3
+	// serverVersionMin is 14: the first with date_bin.
+	serverVersionMin = 140000
 	// migrateTimeout bounds all migrations together, which no statement timeout
 	// does: an index over a large table takes its time.
 	migrateTimeout = time.Hour
@@ -71,11 +70,27 @@ func Migrate(ctx context.Context, logger *slog.Logger, cfg Config) error {
 	}
 	db := &DB{logger: logger, cfg: cfg, conn: cc, m: m}
 	db.begin(ctx)
-	err = db.migrate(ctx)
+	err = db.migrateAndSettle(ctx)
 	db.cancel()
 	db.sockets.cut()
 	db.closes.Wait()
 	return err
+}
+
+func (db *DB) migrateAndSettle(ctx context.Context) error {
+	if err := db.migrate(ctx); err != nil {
+		return err
+	}
+	c, err := db.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer db.discard(c)
+	l, err := db.inspect(ctx, c)
+	if err != nil {
+		return err
+	}
+	return db.settle(ctx, c, l)
 }
 
 // prepare connects, examines the server, migrates when it must, and makes the DB
@@ -102,6 +117,9 @@ func (db *DB) prepare(ctx context.Context) error {
 	if err == nil {
 		l, err = db.inspect(ctx, c)
 	}
+	if err == nil {
+		err = db.settle(ctx, c, l)
+	}
 	db.discard(c)
 	if err != nil {
 		return err
@@ -109,6 +127,22 @@ func (db *DB) prepare(ctx context.Context) error {
 	db.nowReady(l)
 	db.announce(l, version)
 	return nil
+}
+
+// settle sets up what is not part of the migrations because it follows the
+// configuration.
+func (db *DB) settle(ctx context.Context, c *conn, l layout) error {
+	columnstore, err := db.columnstore(ctx, c, l)
+	if err != nil {
+		return err
+	}
+	db.mu.Lock()
+	db.aggregates = columnstore
+	db.mu.Unlock()
+	if !columnstore || db.cfg.ManualMigrations {
+		return nil
+	}
+	return db.applyPolicies(ctx, c)
 }
 
 // examine refuses servers that cannot work and returns the version of the
@@ -125,7 +159,7 @@ func (db *DB) examine(ctx context.Context, c *conn) (version int, err error) {
 	case err != nil:
 		return 0, fmt.Errorf("examine the server: %w", err)
 	case number < serverVersionMin:
-		return 0, fmt.Errorf("server version %d.%d is too old: version 12 or later is needed", number/10000, number%10000)
+		return 0, fmt.Errorf("server version %d.%d is too old: version 14 or later is needed", number/10000, number%10000)
 	case encoding != "UTF8":
 		return 0, fmt.Errorf("the database is encoded as %s: create it with encoding 'UTF8'", encoding)
 	case standby:
@@ -170,14 +204,27 @@ func (db *DB) isHypertable(ctx context.Context, c *conn) bool {
 	return err == nil && yes // an error: there is no TimescaleDB
 }
 
-// announce says once per connection to a server what it is.
+// announce says what the database is, and what is missing in it: once, not at
+// every connection.
 func (db *DB) announce(l layout, version int) {
+	db.mu.Lock()
+	said := db.said == l
+	db.said = l
+	aggregates := db.aggregates
+	db.mu.Unlock()
+	if said {
+		db.logger.Info("database is ready again")
+		return
+	}
 	switch l {
 	case layoutHypertable:
 		db.logger.Info("database is ready", "telemetry", "hypertable")
+		if !aggregates {
+			db.logger.Warn("this TimescaleDB has no continuous aggregates and no columnstore (Apache edition, or an older schema): nothing is compressed, and aggregates are computed from the readings")
+		}
 	case layoutPartitioned:
 		db.logger.Info("database is ready", "telemetry", "partitioned table")
-		db.logger.Warn("TimescaleDB is not installed in this database: no compression, no continuous aggregates; plain partitions hold the readings")
+		db.logger.Warn("TimescaleDB is not installed in this database: no compression, aggregates are computed when they are asked for; plain partitions hold the readings")
 	default:
 		db.logger.Info("database is ready", "telemetry", "table or view of the user")
 	}
@@ -244,9 +291,15 @@ func (db *DB) templateData(ctx context.Context, c *pgx.Conn) (map[string]any, er
 	if err != nil {
 		return nil, err
 	}
+	community := false
+	if ts != "" {
+		if community, err = db.community(ctx, c); err != nil {
+			return nil, err
+		}
+	}
 	return map[string]any{
-		"schema": *schema, "extension": ts, "hypertable": ts != "",
-		"days": int(db.cfg.Chunk / day), "lock": partitionLock,
+		"schema": *schema, "extension": ts, "hypertable": ts != "", "columnstore": community,
+		"days": int(db.cfg.Chunk / day), "lock": partitionLock, "views": aggregateViews,
 	}, nil
 }
 

@@ -44,7 +44,7 @@ func (p *partitions) load(ctx context.Context, c *conn) error {
 	return nil
 }
 
-// missing returns the stretches of a batch, and those of now and next, that may
+// missing returns the stretches of a batch (nil is none), and those of now and next, that may
 // lack a partition.
 func (p *partitions) missing(b *telemetry.Batch, chunk int64, now int64) []int64 {
 	p.mu.Lock()
@@ -64,8 +64,10 @@ func (p *partitions) missing(b *telemetry.Batch, chunk int64, now int64) []int64
 	}
 	want(now)
 	want(now + chunk)
-	for i := range b.Rows {
-		want(b.Rows[i].Time)
+	if b != nil {
+		for i := range b.Rows {
+			want(b.Rows[i].Time)
+		}
 	}
 	return out
 }

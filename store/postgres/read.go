@@ -16,42 +16,42 @@ import (
 )
 
 // Read implements shard.SharedStore: the points of one device in the order of
-// store.Point.Compare, and the watermark of the same snapshot.
-func (db *DB) Read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, watermark uint64, err error) {
+// store.Point.Compare, and the watermarks of the same snapshot.
+func (db *DB) Read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, at telemetry.Watermarks, err error) {
 	start := time.Now()
-	points, watermark, err = db.read(ctx, shard, q)
+	points, at, err = db.read(ctx, shard, q)
 	if err != nil {
 		db.m.readErrors.Inc()
-		return nil, 0, fmt.Errorf("read device %s: %w", q.Device, explain(err))
+		return nil, at, fmt.Errorf("read device %s: %w", q.Device, explain(err))
 	}
 	db.m.readSeconds.Observe(time.Since(start).Seconds())
 	db.m.readPoints.Add(float64(len(points)))
-	return points, watermark, nil
+	return points, at, nil
 }
 
-func (db *DB) read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, watermark uint64, err error) {
+func (db *DB) read(ctx context.Context, shard telemetry.ShardID, q store.Query) (points []store.Point, at telemetry.Watermarks, err error) {
 	cluster, err := db.cluster()
 	if err != nil {
-		return nil, 0, err
+		return nil, at, err
 	}
 	ctx, cancel := db.join(ctx)
 	defer cancel()
 	c, err := db.acquire(ctx, db.reads)
 	if err != nil {
-		return nil, 0, err
+		return nil, at, err
 	}
 	defer func() { db.release(c, db.reads, err) }()
 	ctx, done := db.bounded(ctx)
 	defer done()
 	err = pgx.BeginTxFunc(ctx, c.Conn, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly}, func(pgx.Tx) error {
 		var err error
-		if watermark, _, err = db.readWatermark(ctx, c, cluster, shard); err != nil {
+		if at, err = db.readWatermarks(ctx, c, cluster, shard); err != nil {
 			return err
 		}
 		points, err = selectPoints(ctx, c, q)
 		return err
 	})
-	return points, watermark, err
+	return points, at, err
 }
 
 // timeMin and timeMax stand for open ends: the years 1 and 10000, between which

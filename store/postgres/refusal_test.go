@@ -57,7 +57,7 @@ func TestRefusedRowsAreFound(t *testing.T) {
 					t.Fatalf("dead letters of rows %v, want %v", got, want)
 				}
 			}
-			if w, err := db.Watermark(context.Background(), 1); err != nil || w != from {
+			if w, err := live(context.Background(), db, 1); err != nil || w != from {
 				t.Fatalf("watermark %d, %v", w, err)
 			}
 		})

@@ -107,9 +107,9 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	s.Exec(t, as("sluice_owner"), "grant select on sluice_schema_version to sluice_writer",
 		"grant select, insert on telemetry, dead_letters to sluice_writer",
-		"grant select, insert, update on flush_watermarks, devices, anomalies to sluice_writer",
-		"grant execute on function telemetry_partition to sluice_writer",
-		"grant select on telemetry, devices, anomalies to sluice_reader",
+		"grant select, insert, update on flush_watermarks, devices, device_changes, anomalies to sluice_writer",
+		"grant execute on function telemetry_partition, telemetry_expire to sluice_writer",
+		"grant select on telemetry, telemetry_1m, telemetry_1h, devices, device_changes, anomalies to sluice_reader",
 		"alter table telemetry add check (value < 1000)")
 	eventually(t, "ready", func() bool { return db.Health() == nil })
 	b.Rows[5].Value = 2000
@@ -139,7 +139,7 @@ func TestDatabaseReplacedByAnEmptyOne(t *testing.T) {
 	write(t, db, b)
 	s.Exec(t, url, "drop schema public cascade", "create schema public")
 	eventually(t, "the loss is noticed", func() bool {
-		w, err := db.Watermark(context.Background(), 1)
+		w, err := live(context.Background(), db, 1)
 		return err == nil && w == 0
 	})
 	eventually(t, "written again", func() bool { return settle(t, db, b, db.Write(context.Background(), b)) })

@@ -139,17 +139,18 @@ func clean(s string) string {
 }
 
 func (w *writer) readingLetter(i int) letter {
-	r := &w.batch.Rows[i]
-	device := w.batch.Devices[r.Device]
+	b := w.requests[0].batch
+	r := &b.Rows[i]
+	device := b.Devices[r.Device]
 	return newLetter(kindReading, device, map[string]any{
-		"device_id": device, "sensor": w.batch.Sensors[r.Sensor], "time_us": r.Time, "received_us": r.Received,
+		"device_id": device, "sensor": b.Sensors[r.Sensor], "time_us": r.Time, "received_us": r.Received,
 		"time": timeText(r.Time), "value": number(r.Value), "value_bits": bits(r.Value),
 		"score": number(float64(r.Score)), "quality": r.Quality,
 	})
 }
 
 func (w *writer) deviceLetter(i int) letter {
-	u := &w.batch.Updates[i]
+	u := &w.updates[i]
 	return newLetter(kindDevice, u.Device, map[string]any{
 		"device_id": u.Device, "attributes": json.RawMessage(attributesJSON(u.Attributes)),
 		"first_seen_us": u.FirstSeen, "last_seen_us": u.LastSeen,
@@ -157,7 +158,7 @@ func (w *writer) deviceLetter(i int) letter {
 }
 
 func (w *writer) anomalyLetter(i int) letter {
-	a := &w.batch.Anomalies[i]
+	a := &w.anomalies[i]
 	return newLetter(kindAnomaly, a.Device, map[string]any{
 		"id": a.ID, "device_id": a.Device, "sensor": a.Sensor, "opened_us": a.Opened, "closed_us": a.Closed,
 		"severity": number(a.Severity), "cause": a.Cause, "value": number(a.Value), "value_bits": bits(a.Value),
@@ -205,7 +206,7 @@ func (w *writer) keepLetters(ctx context.Context) error {
 			kinds, devices, states = append(kinds, l.kind), append(devices, l.device), append(states, l.state)
 			reasons, contents = append(reasons, l.reason), append(contents, string(l.content))
 		}
-		b := w.batch
+		b := w.requests[0].batch
 		if _, err := w.exec(ctx, `insert into dead_letters (cluster, namespace, shard, from_index, to_index, kind, device_id, sqlstate, reason, content)
 			select $1, $2, $3, $4, $5, kind, device_id, sqlstate, reason, content::jsonb
 			from unnest($6::text[], $7::text[], $8::text[], $9::text[], $10::text[]) as l(kind, device_id, sqlstate, reason, content)`,

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -78,6 +80,71 @@ func TestTimescaleHoldsAHypertable(t *testing.T) {
 		t.Errorf("%d devices, want 20", n)
 	}
 	t.Run("refused rows", func(t *testing.T) { timescaleRefusesARow(t, url, db) })
+}
+
+// TestTimescaleKeepsAggregatesAndPolicies: what the configuration says becomes
+// jobs; buckets are exact before a refresh, after it, and while late readings
+// wait for the next one.
+func TestTimescaleKeepsAggregatesAndPolicies(t *testing.T) {
+	url := timescale(t)
+	cfg := config(url)
+	cfg.Conns, cfg.Retention, cfg.CompressAfter = 1, 90*day, 7*day
+	db := open(t, cfg)
+	first, second := hourly(5, 0, 40, t0), hourly(5, 40, 90, t0+2*hour+7_000_000)
+	write(t, db, first)
+	write(t, db, second)
+	askAggregates(t, db, first, second)
+	refresh := func() {
+		for _, v := range aggregateViews {
+			ask[string](t, url, "call refresh_continuous_aggregate('"+v.Name+"', null, '2026-03-01Z')")
+		}
+	}
+	refresh()
+	q := store.Aggregate{Device: "sensor-00007", From: t0 - hour, To: t0 + 10*hour, StepMicros: hour, Limit: 1000}
+	aggregate(t, db, q, first, second)
+	if s := db.newStretch(q); s.view != "telemetry_1h" {
+		t.Fatalf("the hourly view is not used: %+v", s)
+	}
+	askAggregates(t, db, first, second)
+	late := hourly(5, 90, 95, t0+hour+13_000_000)
+	late.Rows = late.Rows[len(late.Rows)-2000:]
+	write(t, db, late)
+	askAggregates(t, db, first, second, late)
+	refresh()
+	askAggregates(t, db, first, second, late)
+
+	jobs := func() []string {
+		return ask[string](t, url, `select proc_name || ' ' || hypertable_name || ' ' || coalesce(config ->> 'drop_after', config ->> 'compress_after', config ->> 'end_offset')
+			from timescaledb_information.jobs where job_id >= 1000 and proc_name <> 'policy_refresh_continuous_aggregate' order by 1`)
+	}
+	if got, want := jobs(), []string{"policy_compression telemetry 168:00:00", "policy_retention telemetry 2160:00:00"}; !slices.Equal(got, want) {
+		t.Errorf("jobs %q, want %q", got, want)
+	}
+	id := one[int32](t, url, "select job_id from timescaledb_information.jobs where proc_name = 'policy_compression'")
+	if n := one[int64](t, url, "select count(*) from timescaledb_information.jobs where proc_name = 'policy_refresh_continuous_aggregate'"); n != 2 {
+		t.Errorf("%d refresh jobs, want 2", n)
+	}
+	ask[string](t, url, "call run_job("+strconv.Itoa(int(id))+")")
+	if n := one[int64](t, url, "select count(*) from timescaledb_information.chunks where hypertable_name = 'telemetry' and is_compressed"); n != 1 {
+		t.Errorf("%d compressed chunks, want 1", n)
+	}
+	if got, _ := read(t, db, 5, all("sensor-00007")); !samePoints(got, points("sensor-00007", first, second, late)) {
+		t.Error("readings differ after the compression")
+	}
+	later := hourly(5, 95, 99, t0+3*hour+17_000_000)
+	write(t, db, later) // into the compressed chunk
+	askAggregates(t, db, first, second, late, later)
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	cfg.Retention, cfg.CompressAfter, cfg.AggregateRetention = 0, 14*day, 400*day
+	if err := Migrate(t.Context(), quiet(), cfg); err != nil {
+		t.Fatal(err)
+	}
+	got := jobs()
+	if len(got) != 3 || got[0] != "policy_compression telemetry 336:00:00" || !strings.Contains(got[1], "9600:00:00") || !strings.Contains(got[2], "9600:00:00") {
+		t.Errorf("jobs after a change %q", got)
+	}
 }
 
 // timescaleRefusesARow: bisection behind savepoints works in a hypertable, whose

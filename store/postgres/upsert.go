@@ -18,18 +18,34 @@ func (w *writer) upsertDevices(ctx context.Context, lo, hi int) error {
 	n := hi - lo
 	ids, attributes := make([]string, n), make([]string, n)
 	first, last := make([]time.Time, n), make([]time.Time, n)
-	for i, u := range w.batch.Updates[lo:hi] {
+	for i, u := range w.updates[lo:hi] {
 		ids[i], attributes[i] = u.Device, attributesJSON(u.Attributes)
 		first[i], last[i] = time.UnixMicro(u.FirstSeen), time.UnixMicro(u.LastSeen)
 	}
-	_, err := w.exec(ctx, `insert into devices as d (device_id, attributes, first_seen, last_seen)
-		select device_id, attributes::jsonb, first_seen, last_seen
-		from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[]) as u(device_id, attributes, first_seen, last_seen)
-		on conflict (device_id) do update set attributes = excluded.attributes,
-		first_seen = least(d.first_seen, excluded.first_seen), last_seen = greatest(d.last_seen, excluded.last_seen)`,
-		ids, attributes, first, last)
+	_, err := w.exec(ctx, upsertDevices, ids, attributes, first, last)
 	return err
 }
+
+// upsertDevices compares with what is there before it replaces it: all parts of
+// the statement see the tables as they were. A change that is repeated, after a
+// database that fell back got its rows once more, has the same key.
+const upsertDevices = `with u as (
+		select device_id, attributes::jsonb as attributes, first_seen, last_seen
+		from unnest($1::text[], $2::text[], $3::timestamptz[], $4::timestamptz[]) as u(device_id, attributes, first_seen, last_seen)
+	), changes as (
+		insert into device_changes (device_id, attribute, value, changed)
+		select u.device_id, c.key, c.value, u.last_seen
+		from u left join devices d using (device_id)
+		cross join lateral (
+			select key, n.value, o.value as before
+			from jsonb_each_text(u.attributes) n full join jsonb_each_text(d.attributes) o using (key)) c
+		where u.attributes is distinct from d.attributes and c.value is distinct from c.before
+		on conflict (device_id, attribute, changed) do update set value = excluded.value
+	)
+	insert into devices as d (device_id, attributes, first_seen, last_seen)
+	select device_id, attributes, first_seen, last_seen from u
+	on conflict (device_id) do update set attributes = excluded.attributes,
+	first_seen = least(d.first_seen, excluded.first_seen), last_seen = greatest(d.last_seen, excluded.last_seen)`
 
 // attributesJSON is an object of texts.
 func attributesJSON(list []telemetry.Attribute) string {
@@ -55,7 +71,7 @@ func (w *writer) upsertAnomalies(ctx context.Context, lo, hi int) error {
 		numbers[i] = make([]float64, n)
 	}
 	opened, closed := make([]time.Time, n), make([]*time.Time, n)
-	for i, a := range w.batch.Anomalies[lo:hi] {
+	for i, a := range w.anomalies[lo:hi] {
 		texts[0][i], texts[1][i], texts[2][i], texts[3][i] = a.ID, a.Device, a.Sensor, a.Cause
 		numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], numbers[4][i] = a.Severity, a.Value, a.Expected, a.Low, a.High
 		opened[i] = time.UnixMicro(a.Opened)

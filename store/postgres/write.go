@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -18,62 +19,50 @@ import (
 // no more can be that other one, and it soon ends.
 const attemptsMax = 4
 
-// Write implements shard.SharedStore: one transaction stores rows, devices and
-// anomalies and moves the watermark from b.From to b.To, or does nothing. It
-// fails with a *store.WatermarkError when the watermark is elsewhere or a later
-// term has written. After any other error the outcome is unknown until Watermark
-// is read. b is only read, but for a moment longer than Write takes when that
-// fails.
-func (db *DB) Write(ctx context.Context, b *telemetry.Batch) error {
-	err := db.write(ctx, b)
-	var w *store.WatermarkError
-	switch {
-	case err == nil:
-		db.noteWrite(nil)
-		return nil
-	case errors.As(err, &w):
-		db.m.conflicts.Inc()
-		return err // how a deposed leader finds out: not an illness of the database
-	}
-	err = fmt.Errorf("write shard %d up to %d: %w", b.Shard, b.To, explain(err))
-	db.m.writeErrors.Inc()
-	if ctx.Err() == nil && db.ctx.Err() == nil {
-		db.noteWrite(err)
-	}
-	return err
-}
-
-func (db *DB) write(ctx context.Context, b *telemetry.Batch) error {
-	if b.Namespace != db.cfg.Namespace {
-		return fmt.Errorf("batch of namespace %d, but the database is that of namespace %d", b.Namespace, db.cfg.Namespace)
-	}
-	if b.To <= b.From {
-		return fmt.Errorf("batch ends at %d but begins at %d", b.To, b.From)
-	}
+// writeGroup commits a group of batches in as few transactions as it takes and
+// answers every one of them.
+func (db *DB) writeGroup(ctx context.Context, group []*request) {
 	cluster, err := db.cluster()
 	if err != nil {
-		return err
+		answerAll(group, err)
+		return
 	}
-	ctx, cancel := db.join(ctx)
-	defer cancel()
+	slices.SortFunc(group, func(a, b *request) int { return int(a.batch.Shard) - int(b.batch.Shard) })
 	start, careful := time.Now(), false
-	for attempt := 1; ; attempt++ {
-		w := &writer{db: db, cluster: cluster, batch: b, careful: careful}
-		if err = db.attempt(ctx, w); err == nil {
-			db.committed(w, time.Since(start))
-			return nil
-		}
+	for attempt := 1; len(group) > 0; attempt++ {
+		w := newWriter(db, cluster, group, careful)
+		err := db.attempt(ctx, w)
+		group = w.requests // without those whose watermark is elsewhere
 		switch {
+		case err == nil:
+			db.committed(w, time.Since(start))
+			answerAll(group, nil)
+			return
+		case errors.Is(err, errMoved):
+			attempt-- // somebody is out: that cannot go on for ever
+		case refusal(err) != nil && len(group) > 1:
+			for i := range group {
+				db.writeGroup(ctx, group[i:i+1:i+1])
+			}
+			return
 		case refusal(err) != nil && !careful:
 			careful = true
 		case retryable(err) && attempt < attemptsMax:
-			if err := pause(ctx, attempt); err != nil {
-				return err
+			if e := pause(ctx, attempt); e != nil {
+				answerAll(group, errors.Join(err, e))
+				return
 			}
 		default:
-			return err
+			answerAll(group, err)
+			return
 		}
 		db.m.writeRetries.Inc()
+	}
+}
+
+func answerAll(group []*request, err error) {
+	for _, r := range group {
+		r.done <- err
 	}
 }
 
@@ -90,6 +79,7 @@ func pause(ctx context.Context, attempt int) error {
 
 func (db *DB) committed(w *writer, took time.Duration) {
 	db.m.writes.Inc()
+	db.m.writeBatches.Observe(float64(len(w.requests)))
 	db.m.writeSeconds.Observe(took.Seconds())
 	refused := 0
 	for i := range w.letters {
@@ -98,15 +88,19 @@ func (db *DB) committed(w *writer, took time.Duration) {
 			refused++
 		}
 	}
-	db.m.writeRows.Add(float64(len(w.batch.Rows) - refused))
+	db.m.writeRows.Add(float64(w.rows - refused))
+	if w.rows > 0 {
+		db.m.copyRows.Observe(float64(w.rows))
+	}
 	if len(w.letters) > 0 {
-		db.logger.Warn("the database refused rows, they are in dead_letters", "shard", w.batch.Shard, "rows", len(w.letters),
-			"from", w.batch.From, "to", w.batch.To, "err", w.letters[0].reason)
+		b := w.requests[0].batch
+		db.logger.Warn("the database refused rows, they are in dead_letters", "shard", b.Shard, "rows", len(w.letters),
+			"from", b.From, "to", b.To, "err", w.letters[0].reason)
 	}
 }
 
 func (db *DB) attempt(ctx context.Context, w *writer) error {
-	c, err := db.acquire(ctx, db.writes)
+	c, err := db.acquireHeld(ctx)
 	if err != nil {
 		return err
 	}
@@ -114,24 +108,52 @@ func (db *DB) attempt(ctx context.Context, w *writer) error {
 	db.mu.Lock()
 	partitioned := db.layout == layoutPartitioned
 	db.mu.Unlock()
-	if partitioned {
-		err = db.ensurePartitions(ctx, c, w.batch)
+	for i := 0; partitioned && err == nil && i < len(w.requests); i++ {
+		err = db.ensurePartitions(ctx, c, w.requests[i].batch)
 	}
 	if err == nil {
 		err = w.transaction(ctx)
 	}
-	db.release(c, db.writes, err)
+	db.releaseHeld(c, err)
 	return err
 }
 
-// writer is one attempt to write a batch.
+// writer is one attempt to write a group of batches.
 type writer struct {
-	db      *DB
-	conn    *conn
-	cluster string
-	batch   *telemetry.Batch
-	careful bool // find the rows that the database refuses
-	letters []letter
+	db        *DB
+	conn      *conn
+	cluster   string
+	requests  []*request // in the order of their shards
+	updates   []telemetry.DeviceUpdate
+	anomalies []telemetry.Anomaly
+	rows      int
+	careful   bool // find the rows that the database refuses: of one batch only
+	letters   []letter
+}
+
+func newWriter(db *DB, cluster string, group []*request, careful bool) *writer {
+	return &writer{db: db, cluster: cluster, requests: slices.Clone(group), careful: careful}
+}
+
+// gather lists what the batches that are left bring.
+func (w *writer) gather() {
+	w.updates, w.anomalies, w.rows = nil, nil, 0
+	if len(w.requests) == 1 {
+		b := w.requests[0].batch
+		w.updates, w.anomalies, w.rows = b.Updates, b.Anomalies, len(b.Rows)
+		return
+	}
+	seen := map[string]bool{} // a statement must not name a device twice
+	for _, r := range w.requests {
+		for _, u := range r.batch.Updates {
+			if !seen[u.Device] {
+				seen[u.Device] = true
+				w.updates = append(w.updates, u)
+			}
+		}
+		w.anomalies = append(w.anomalies, r.batch.Anomalies...)
+		w.rows += len(r.batch.Rows)
+	}
 }
 
 // exec runs one statement.
@@ -142,17 +164,21 @@ func (w *writer) exec(ctx context.Context, sql string, args ...any) (affected in
 	return tag.RowsAffected(), err
 }
 
-// transaction does it all. The watermark comes last: its row is locked for no
+// errMoved ends an attempt because a watermark was elsewhere: the request is
+// answered, and the others try again without it.
+var errMoved = errors.New("a watermark has moved")
+
+// transaction does it all. The watermarks come last: their rows are locked for no
 // longer than a commit takes.
 func (w *writer) transaction(ctx context.Context) error {
 	if _, err := w.exec(ctx, "begin"); err != nil {
 		return fmt.Errorf("begin: %w", err)
 	}
 	err := w.fill(ctx)
-	if err == nil {
+	if err == nil && len(w.requests) > 0 {
 		err = w.move(ctx)
 	}
-	if err == nil {
+	if err == nil && len(w.requests) > 0 {
 		return w.commit(ctx)
 	}
 	if !w.conn.IsClosed() {
@@ -164,26 +190,26 @@ func (w *writer) transaction(ctx context.Context) error {
 }
 
 func (w *writer) fill(ctx context.Context) error {
-	// Not needed for correctness, but it spares a repeated or deposed batch the
+	// Not needed for correctness, but it spares repeated and deposed batches the
 	// way to the server.
-	if err := w.expect(ctx); err != nil {
+	if err := w.expect(ctx); err != nil || len(w.requests) == 0 {
 		return err
 	}
+	w.gather()
 	if w.careful {
 		if _, err := w.exec(ctx, "set constraints all immediate"); err != nil {
 			return fmt.Errorf("set constraints: %w", err)
 		}
 	}
-	b := w.batch
 	for _, part := range []struct {
 		kind   string
 		n, max int
 		put    func(ctx context.Context, lo, hi int) error
 		letter func(i int) letter
 	}{
-		{kindReading, len(b.Rows), max(1, len(b.Rows)), w.copyRows, w.readingLetter},
-		{kindDevice, len(b.Updates), upsertMax, w.upsertDevices, w.deviceLetter},
-		{kindAnomaly, len(b.Anomalies), upsertMax, w.upsertAnomalies, w.anomalyLetter},
+		{kindReading, w.rows, max(1, w.rows), w.copyRows, w.readingLetter},
+		{kindDevice, len(w.updates), upsertMax, w.upsertDevices, w.deviceLetter},
+		{kindAnomaly, len(w.anomalies), upsertMax, w.upsertAnomalies, w.anomalyLetter},
 	} {
 		var err error
 		if w.careful {
@@ -200,73 +226,103 @@ func (w *writer) fill(ctx context.Context) error {
 	return w.keepLetters(ctx)
 }
 
+// copyRows copies rows of all batches; a part of them only of a single one.
 func (w *writer) copyRows(ctx context.Context, lo, hi int) error {
 	ctx, cancel := w.db.bounded(ctx)
 	defer cancel()
-	tag, err := w.conn.PgConn().CopyFrom(ctx, newRowReader(w.batch, lo, hi), copyTelemetry)
+	r := &rowReader{}
+	for _, q := range w.requests {
+		r.parts = append(r.parts, rowRange{q.batch, 0, len(q.batch.Rows)})
+	}
+	if len(r.parts) == 1 {
+		r.parts[0].next, r.parts[0].end = lo, hi
+	}
+	tag, err := w.conn.PgConn().CopyFrom(ctx, r, copyTelemetry)
 	if err != nil {
 		return err
 	}
 	if n := tag.RowsAffected(); n != int64(hi-lo) {
 		// A trigger that drops rows would otherwise go unnoticed for ever.
-		w.db.logger.Warn("the database took fewer rows than it was given: a trigger drops them", "shard", w.batch.Shard, "given", hi-lo, "taken", n)
+		w.db.logger.Warn("the database took fewer rows than it was given: a trigger drops them", "shard", w.requests[0].batch.Shard, "given", hi-lo, "taken", n)
 	}
 	return nil
 }
 
-// watermark reads index and term of the batch's shard.
-func (w *writer) watermark(ctx context.Context) (index, term uint64, err error) {
-	ctx, cancel := w.db.bounded(ctx)
-	defer cancel()
-	return w.db.readWatermark(ctx, w.conn, w.cluster, w.batch.Shard)
-}
-
+// expect answers the requests whose watermark is not where they begin.
 func (w *writer) expect(ctx context.Context) error {
-	index, term, err := w.watermark(ctx)
+	at, err := w.watermarks(ctx)
 	if err != nil {
 		return err
 	}
-	if index != w.batch.From || term > w.batch.Term {
-		return w.mismatch(index, term)
-	}
+	w.requests = slices.DeleteFunc(w.requests, func(r *request) bool {
+		b := r.batch
+		p := at[laneOf{b.Shard, b.Lane}]
+		if p.index == b.From && p.term <= b.Term {
+			return false
+		}
+		r.done <- elsewhere(b, p)
+		return true
+	})
 	return nil
 }
 
-func (w *writer) mismatch(index, term uint64) error {
-	return &store.WatermarkError{Shard: w.batch.Shard, Want: w.batch.From, Have: index, WantTerm: w.batch.Term, HaveTerm: term}
+func elsewhere(b *telemetry.Batch, p position) error {
+	return &store.WatermarkError{Shard: b.Shard, Lane: b.Lane, Want: b.From, Have: p.index, WantTerm: b.Term, HaveTerm: p.term}
 }
 
 const (
-	insertWatermark = `insert into flush_watermarks as w (cluster, namespace, shard, last_index, term)
-		values ($1, $2, $3, $4, $5)
-		on conflict (cluster, namespace, shard) do update
+	insertWatermark = `insert into flush_watermarks as w (cluster, namespace, shard, lane, last_index, term)
+		values ($1, $2, $3, $4, $5, $6)
+		on conflict (cluster, namespace, shard, lane) do update
 		set last_index = excluded.last_index, term = excluded.term, updated = now()
 		where w.last_index = 0 and w.term <= excluded.term`
-	moveWatermark = `update flush_watermarks set last_index = $4, term = $5, updated = now()
-		where cluster = $1 and namespace = $2 and shard = $3 and last_index = $6 and term <= $5`
+	moveWatermark = `update flush_watermarks set last_index = $5, term = $6, updated = now()
+		where cluster = $1 and namespace = $2 and shard = $3 and lane = $4 and last_index = $7 and term <= $6`
 )
 
-// move is the compare-and-set. It waits for another transaction that holds the
-// row and then sees what that one has done.
+// move is the compare-and-set of all batches, in the order of their shards, so
+// that two transactions never wait for each other, and in one round trip. It
+// waits for another transaction that holds a row and then sees what that one has
+// done.
 func (w *writer) move(ctx context.Context) error {
-	b := w.batch
-	args := []any{w.cluster, int64(b.Namespace), int64(b.Shard), int64(b.To), int64(b.Term)}
-	sql := insertWatermark
-	if b.From > 0 {
-		sql, args = moveWatermark, append(args, int64(b.From))
+	ctx, cancel := w.db.bounded(ctx)
+	defer cancel()
+	var all pgx.Batch
+	for _, r := range w.requests {
+		b := r.batch
+		args := []any{w.cluster, int64(b.Namespace), int64(b.Shard), int16(b.Lane), int64(b.To), int64(b.Term)}
+		if b.From > 0 {
+			all.Queue(moveWatermark, append(args, int64(b.From))...)
+		} else {
+			all.Queue(insertWatermark, args...)
+		}
 	}
-	n, err := w.exec(ctx, sql, args...)
-	if err != nil {
+	lost := map[*request]bool{}
+	res := w.conn.SendBatch(ctx, &all)
+	var err error
+	for _, r := range w.requests {
+		tag, e := res.Exec()
+		if err = errors.Join(err, e); e == nil && tag.RowsAffected() != 1 {
+			lost[r] = true
+		}
+	}
+	if err = errors.Join(err, res.Close()); err != nil {
 		return fmt.Errorf("move watermark: %w", err)
 	}
-	if n == 1 {
+	if len(lost) == 0 {
 		return nil
 	}
-	index, term, err := w.watermark(ctx)
+	at, err := w.watermarks(ctx)
 	if err != nil {
 		return err
 	}
-	return w.mismatch(index, term)
+	w.requests = slices.DeleteFunc(w.requests, func(r *request) bool {
+		if lost[r] {
+			r.done <- elsewhere(r.batch, at[laneOf{r.batch.Shard, r.batch.Lane}])
+		}
+		return lost[r]
+	})
+	return errMoved
 }
 
 func (w *writer) commit(ctx context.Context) error {
@@ -280,36 +336,4 @@ func (w *writer) commit(ctx context.Context) error {
 		return fmt.Errorf("commit: the server answered %s", tag)
 	}
 	return nil
-}
-
-// Watermark implements shard.SharedStore; 0 is a shard that was never written.
-func (db *DB) Watermark(ctx context.Context, shard telemetry.ShardID) (uint64, error) {
-	cluster, err := db.cluster()
-	if err != nil {
-		return 0, err
-	}
-	ctx, cancel := db.join(ctx)
-	defer cancel()
-	c, err := db.acquire(ctx, db.reads)
-	if err != nil {
-		return 0, fmt.Errorf("read watermark of shard %d: %w", shard, explain(err))
-	}
-	bounded, done := db.bounded(ctx)
-	defer done()
-	index, _, err := db.readWatermark(bounded, c, cluster, shard)
-	db.release(c, db.reads, err)
-	if err != nil {
-		return 0, fmt.Errorf("read watermark of shard %d: %w", shard, explain(err))
-	}
-	return index, nil
-}
-
-func (db *DB) readWatermark(ctx context.Context, c *conn, cluster string, shard telemetry.ShardID) (index, term uint64, err error) {
-	var i, t int64
-	err = c.QueryRow(ctx, "select last_index, term from flush_watermarks where cluster = $1 and namespace = $2 and shard = $3",
-		cluster, int64(db.cfg.Namespace), int64(shard)).Scan(&i, &t)
-	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
-		return 0, 0, fmt.Errorf("read watermark: %w", err)
-	}
-	return uint64(i), uint64(t), nil
 }

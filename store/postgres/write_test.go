@@ -23,10 +23,10 @@ func TestWriteAndReadBack(t *testing.T) {
 	if n := one[int64](t, url, "select count(*) from telemetry"); n != int64(len(first.Rows)+len(second.Rows)) {
 		t.Fatalf("%d rows stored", n)
 	}
-	if w, err := db.Watermark(context.Background(), 5); err != nil || w != 90 {
+	if w, err := live(context.Background(), db, 5); err != nil || w != 90 {
 		t.Fatalf("watermark %d, %v", w, err)
 	}
-	if w, err := db.Watermark(context.Background(), 6); err != nil || w != 0 {
+	if w, err := live(context.Background(), db, 6); err != nil || w != 0 {
 		t.Fatalf("watermark of a shard without rows: %d, %v", w, err)
 	}
 	if err := db.Health(); err != nil {
@@ -130,7 +130,7 @@ func TestEmptyBatchMovesTheWatermark(t *testing.T) {
 	db := open(t, config(url))
 	write(t, db, &telemetry.Batch{Shard: 3, From: 0, To: 5, Term: 1, Updates: []telemetry.DeviceUpdate{{Device: "d", FirstSeen: 5, LastSeen: 9}}})
 	write(t, db, &telemetry.Batch{Shard: 3, From: 5, To: 6, Term: 1})
-	if w, err := db.Watermark(context.Background(), 3); err != nil || w != 6 {
+	if w, err := live(context.Background(), db, 3); err != nil || w != 6 {
 		t.Fatalf("watermark %d, %v", w, err)
 	}
 	if n := one[int64](t, url, "select count(*) from devices"); n != 1 {

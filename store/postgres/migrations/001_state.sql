@@ -7,12 +7,13 @@ create table flush_watermarks (
     cluster    text   collate "C" not null,
     namespace  bigint not null,
     shard      bigint not null,
-    last_index bigint not null, -- raft index of the shard's log up to which everything is here
-    term       bigint not null, -- of the leader that wrote it
+    lane       smallint not null, -- 0 live, 1 late
+    last_index bigint not null,   -- raft index of the shard's log up to which everything of the lane is here
+    term       bigint not null,   -- of the leader that wrote it
     updated    timestamptz not null default now(),
-    primary key (cluster, namespace, shard)
+    primary key (cluster, namespace, shard, lane)
 ) with (fillfactor = 50);
-comment on table flush_watermarks is 'Sluice: how far each shard is stored. Never change or delete a row.';
+comment on table flush_watermarks is 'Sluice: how far each lane of each shard is stored. Never change or delete a row.';
 
 create table devices (
     device_id  text collate "C" primary key,
@@ -21,6 +22,15 @@ create table devices (
     last_seen  timestamptz not null
 ) with (fillfactor = 80);
 comment on table devices is 'Sluice: last known attributes of each device, when it was first and last heard of.';
+
+create table device_changes (
+    device_id text collate "C" not null,
+    attribute text collate "C" not null,
+    value     text, -- null: the attribute is gone
+    changed   timestamptz not null,
+    primary key (device_id, attribute, changed)
+);
+comment on table device_changes is 'Sluice: history of the attributes of devices, one row per change that a flush has seen.';
 
 create table anomalies (
     cluster   text collate "C" not null,

@@ -52,4 +52,30 @@ begin
 end
 $body$;
 revoke all on function telemetry_partition(timestamptz, timestamptz) from public;
+
+-- Drops one partition that ends at or before a time, or what lies before it in
+-- the default partition, and returns its name; null when nothing is left. It
+-- waits 2 s at most for the lock that keeps readers and writers out meanwhile.
+create function telemetry_expire(before timestamptz) returns text
+language plpgsql security definer set search_path = {{ .schema }}, pg_temp set lock_timeout = '2s' as $body$
+declare
+    victim text;
+    n      bigint;
+begin
+    perform pg_advisory_xact_lock({{ .lock }});
+    select c.relname into victim
+    from pg_inherits i join pg_class c on c.oid = i.inhrelid
+    where i.inhparent = '{{ .schema }}.telemetry'::regclass
+      and (regexp_match(pg_get_expr(c.relpartbound, c.oid), 'TO \(''([^'']+)''\)'))[1]::timestamptz <= before
+    order by c.relname limit 1;
+    if victim is not null then
+        execute format('drop table {{ .schema }}.%I', victim);
+        return victim;
+    end if;
+    delete from {{ .schema }}.telemetry_default where time < before;
+    get diagnostics n = row_count;
+    return case when n > 0 then 'telemetry_default' end;
+end
+$body$;
+revoke all on function telemetry_expire(timestamptz) from public;
 {{ end }}
