@@ -20,6 +20,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -97,10 +98,15 @@ func serveBench(kind string) error {
 	} else {
 		d := &delayed{}
 		go d.run()
-		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0"}, d)
+		hub, err := pubsub.New(log, nil, pubsub.Config{Self: "n0.00000001", Epoch: 1}, nobody{})
 		if err != nil {
 			return err
 		}
+		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0"}, d, hub)
+		if err != nil {
+			return err
+		}
+		hub.Start(b)
 		if err := b.Start(context.Background()); err != nil {
 			return err
 		}

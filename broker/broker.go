@@ -14,6 +14,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -41,6 +42,8 @@ type Broker struct {
 	started  time.Time
 	sessions sessions
 	retained retained
+	cluster  Cluster
+	subs     subscribers
 	budget   budget
 	halfOpen halfOpen
 
@@ -62,8 +65,9 @@ type Broker struct {
 	conns     map[*conn]struct{}
 }
 
-// New makes a broker that hands telemetry to ingest. reg may be nil.
-func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Ingest) (*Broker, error) {
+// New makes a broker that hands telemetry to ingest and is one with the brokers of
+// cluster. reg may be nil.
+func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Ingest, cluster Cluster) (*Broker, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("broker configuration: %w", err)
 	}
@@ -72,10 +76,10 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 		return nil, err
 	}
 	cfg = cfg.withDefaults()
-	b := &Broker{log: logger, cfg: cfg, ingest: ingest, metrics: m, started: time.Now(),
+	b := &Broker{log: logger, cfg: cfg, ingest: ingest, cluster: cluster, metrics: m, started: time.Now(),
 		idle: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
-	b.sessions.byID = map[string]*session{}
-	b.retained = retained{max: cfg.RetainedMax, bytesMax: cfg.RetainedBytesMax, sizes: map[string]int64{}}
+	b.sessions.byID = map[string]*live{}
+	b.retained = retained{max: cfg.RetainedMax, bytesMax: cfg.RetainedBytesMax, kept: map[string]*session.Message{}}
 	b.budget.max = cfg.InFlightBytesMax
 	b.halfOpen.max = cfg.HalfOpenMax
 	b.mqtt = newMochi(cfg, &mqtt.Options{Logger: slog.New(slog.DiscardHandler)}) // it logs packets with their payload
@@ -258,10 +262,7 @@ func (b *Broker) allow(c *conn, action Action, topic string) bool {
 	return b.cfg.Authorizer == nil || b.cfg.Authorizer.Allow(c.identity, c.client, action, topic)
 }
 
-func (b *Broker) subscriptions() int64 { return atomic.LoadInt64(&b.mqtt.Info.Subscriptions) }
-
-// countSubscriptions keeps mochi's own counter, which it lowers when a session ends.
-func (b *Broker) countSubscriptions(n int64) { atomic.AddInt64(&b.mqtt.Info.Subscriptions, n) }
+func (b *Broker) subscriptions() int64 { return b.subs.n.Load() }
 
 // Stats is a snapshot of the broker's figures.
 type Stats struct {
@@ -281,7 +282,7 @@ type Stats struct {
 // Stats returns the figures of this moment.
 func (b *Broker) Stats() Stats {
 	b.retained.mu.Lock()
-	kept := len(b.retained.sizes)
+	kept := len(b.retained.kept)
 	b.retained.mu.Unlock()
 	return Stats{Connections: int(b.connected.Load()), HalfOpen: b.halfOpen.len(), Sessions: b.sessions.len(),
 		Subscriptions: int(b.subscriptions()), Retained: kept, InFlight: int(b.inFlight.Load()),

@@ -31,7 +31,7 @@ func TestPortInUseIsNamed(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	b, err := New(slog.New(slog.DiscardHandler), nil, Config{Listen: l.Addr().String()}, newMemory())
+	b, err := New(slog.New(slog.DiscardHandler), nil, Config{Listen: l.Addr().String()}, newMemory(), alone(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -63,7 +63,7 @@ func TestMetricsTellOutcomes(t *testing.T) {
 	if s := b.Stats(); s.Accepted != 5 || s.InFlight != 0 || s.InFlightBytes != 0 {
 		t.Errorf("got %+v", s)
 	}
-	if _, err := New(slog.New(slog.DiscardHandler), duplicateOf(t), Config{}, m); err == nil {
+	if _, err := New(slog.New(slog.DiscardHandler), duplicateOf(t), Config{}, m, alone(t)); err == nil {
 		t.Error("two brokers share a registry")
 	}
 }
@@ -72,7 +72,7 @@ func TestMetricsTellOutcomes(t *testing.T) {
 func duplicateOf(t *testing.T) *prometheus.Registry {
 	t.Helper()
 	reg := prometheus.NewRegistry()
-	if _, err := New(slog.New(slog.DiscardHandler), reg, Config{}, newMemory()); err != nil {
+	if _, err := New(slog.New(slog.DiscardHandler), reg, Config{}, newMemory(), alone(t)); err != nil {
 		t.Fatal(err)
 	}
 	return reg

@@ -9,6 +9,8 @@ import (
 
 	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sluice-iot/sluice/session"
 )
 
 // conn is one client's connection: the net.Conn that mochi reads and writes, the
@@ -42,14 +44,14 @@ type conn struct {
 	head      []byte          // bytes served to mochi before the socket's: placeholder CONNECT, what came behind the real one
 	aliases   []string
 	refreshed time.Time // when the read deadline was last moved
-	will      *message
+	will      *session.Message
 	willDelay time.Duration
-	wills     []*message // fell due while the gate was held
-	gated     bool       // holds the client id's gate
-	handling  bool       // inside a handler of ours: a panic is our bug, not hostile input
-	goodbye   bool       // the client sent DISCONNECT 0x00: no will
+	wills     []*session.Message // fell due while the gate was held
+	gated     bool               // holds the client id's gate
+	handling  bool               // inside a handler of ours: a panic is our bug, not hostile input
+	goodbye   bool               // the client sent DISCONNECT 0x00: no will
 
-	session *session // set when the session is established
+	session *live // set when the session is established
 	cl      *mqtt.Client
 	left    bool // the session has been told that this connection ended
 

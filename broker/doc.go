@@ -5,16 +5,16 @@
 // Telemetry, devices/{id}/telemetry and gateways/{id}/telemetry, is validated here,
 // handed to an Ingest, and answered in publish order when its result arrives, in
 // whatever order results arrive. Everything else is ordinary publish and subscribe
-// among the clients of this node; so are subscriptions to telemetry topics, which get
-// a message after its commit. Sessions, retained messages and wills live in the
-// memory of the node and end with it.
+// among the clients of all nodes; so are subscriptions to telemetry topics, which get
+// a message after its commit. Which node wants what is a Cluster's to know. Sessions,
+// retained messages and wills live in the memory of the node and end with it.
 //
 // # What it owns
 //
 // The listeners, one goroutine per connection that reads (and one idle one inside
 // mochi), at most one pump goroutine per connection while there is something to
 // write, and a timer per disconnected session. The library mochi-mqtt decodes
-// packets, establishes sessions and indexes subscriptions; every packet after
+// packets and establishes sessions; every packet after
 // CONNECT is handled here (handlePacket), because the library mixes the packet ids
 // of both directions, acknowledges what failed, and blocks on commits.
 //
@@ -48,7 +48,7 @@
 // DUP set; the ingest path sees that in Publish.Dup. All methods are safe for
 // concurrent use.
 //
-//	b, err := broker.New(logger, reg, broker.Config{Listen: "127.0.0.1:1883"}, ingest)
+//	b, err := broker.New(logger, reg, broker.Config{Listen: "127.0.0.1:1883"}, ingest, cluster)
 //	if err != nil { return err }
 //	if err := b.Start(ctx); err != nil { return err }
 //	...

@@ -52,6 +52,8 @@ type memory struct {
 	queue    chan *held
 }
 
+var quietLog = slog.New(slog.DiscardHandler)
+
 func newMemory() *memory { return &memory{queue: make(chan *held, 100_000)} }
 
 func applied(_ telemetry.Publish, done func(telemetry.Result)) { done(telemetry.Result{Applied: 1}) }
@@ -103,10 +105,12 @@ func start(t testing.TB, cfg Config, ingest Ingest) *Broker {
 	if os.Getenv("BROKER_LOG") != "" {
 		log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	}
-	b, err := New(log, prometheus.NewRegistry(), cfg, ingest)
+	hub := alone(t)
+	b, err := New(log, prometheus.NewRegistry(), cfg, ingest, hub)
 	if err != nil {
 		t.Fatal(err)
 	}
+	hub.Start(b)
 	if err := b.Start(context.Background()); err != nil {
 		t.Fatal(err)
 	}

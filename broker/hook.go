@@ -8,9 +8,8 @@ import (
 )
 
 // hook is where mochi meets the broker. What mochi still does: it reads and decodes
-// packets, establishes the session of a client id, encodes CONNACK, and keeps the
-// index of subscriptions and retained messages. All other packets are ours; mochi's
-// in-flight store stays empty. contract_test.go pins each behaviour relied on.
+// packets, establishes the session of a client id and encodes CONNACK. All other
+// packets, subscriptions and retained messages are ours; mochi's stores stay empty. contract_test.go pins each behaviour relied on.
 type hook struct {
 	mqtt.HookBase
 	b *Broker

@@ -7,6 +7,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -47,13 +48,13 @@ func (b *Broker) enter(c *conn) {
 			if s.will != nil {
 				c.wills = append(c.wills, s.will) // the session it was delayed for ends here
 			}
-			s.end()
+			s.end(b)
 			b.sessions.remove(s)
 		}
 		s.will = nil
 	}
 	if !continues {
-		s = &session{id: c.client, identity: c.identity}
+		s = &live{id: c.client, identity: c.identity}
 		b.sessions.put(s)
 	}
 	s.take(c)
@@ -83,7 +84,7 @@ func (b *Broker) leave(c *conn, expire bool) {
 		if will != nil {
 			c.wills = append(c.wills, will)
 		}
-		s.end()
+		s.end(b)
 		b.sessions.remove(s)
 		return
 	}
@@ -99,7 +100,7 @@ func (b *Broker) leave(c *conn, expire bool) {
 }
 
 // arm starts the clock of a session whose client is away. The gate is held.
-func (b *Broker) arm(s *session) {
+func (b *Broker) arm(s *live) {
 	at := s.endAt
 	if s.will != nil && s.willAt.Before(at) {
 		at = s.willAt
@@ -109,7 +110,7 @@ func (b *Broker) arm(s *session) {
 	s.timer = time.AfterFunc(time.Until(at), func() { b.ring(s, generation) })
 }
 
-func (b *Broker) disarm(s *session) {
+func (b *Broker) disarm(s *live) {
 	s.timers++
 	if s.timer != nil {
 		s.timer.Stop()
@@ -117,7 +118,7 @@ func (b *Broker) disarm(s *session) {
 }
 
 // ring sends a delayed will and ends a session whose time is over.
-func (b *Broker) ring(s *session, generation uint64) {
+func (b *Broker) ring(s *live, generation uint64) {
 	if !b.track() {
 		return
 	}
@@ -127,7 +128,7 @@ func (b *Broker) ring(s *session, generation uint64) {
 	}
 }
 
-func (b *Broker) ringLocked(s *session, generation uint64) (will *message) {
+func (b *Broker) ringLocked(s *live, generation uint64) (will *session.Message) {
 	gate := b.sessions.gate(s.id)
 	gate.Lock()
 	defer gate.Unlock()
@@ -143,10 +144,9 @@ func (b *Broker) ringLocked(s *session, generation uint64) (will *message) {
 		b.arm(s)
 		return will
 	}
-	s.end()
+	s.end(b)
 	b.sessions.remove(s)
-	if cl, ok := b.mqtt.Clients.Get(s.id); ok {
-		b.mqtt.UnsubscribeClient(cl)
+	if _, ok := b.mqtt.Clients.Get(s.id); ok {
 		b.mqtt.Clients.Delete(s.id)
 	}
 	return will
@@ -154,30 +154,30 @@ func (b *Broker) ringLocked(s *session, generation uint64) (will *message) {
 
 // sendWill publishes a will that was allowed at CONNECT: on a telemetry topic
 // through the ingest path like any publish, but nobody waits for an answer.
-func (b *Broker) sendWill(client string, m *message) {
+func (b *Broker) sendWill(client string, m *session.Message) {
 	now := time.Now()
-	if !m.expires.IsZero() { // the interval counts from the will's publication
+	if m.Expires > 0 { // the interval counts from the will's publication
 		expiring := *m
-		expiring.expires = now.Add(m.expires.Sub(time.Time{}))
+		expiring.Expires += now.UnixMicro()
 		m = &expiring
 	}
-	topic := telemetry.ParseTopic(m.topic)
+	topic := telemetry.ParseTopic(m.Topic)
 	if topic.Kind == telemetry.TopicOther {
 		b.route(m)
 		return
 	}
-	pub := &telemetry.Publish{Client: client, Topic: m.topic, Payload: m.payload, Received: now.UnixMicro(), QoS: m.qos}
+	pub := &telemetry.Publish{Client: client, Topic: m.Topic, Payload: m.Payload, Received: now.UnixMicro(), QoS: m.QoS}
 	if topic.Kind == telemetry.TopicDevice {
 		pub.Device = topic.ID
 	}
-	size := int64(len(m.payload)) + publishOverhead
+	size := int64(len(m.Payload)) + publishOverhead
 	b.budget.used.Add(size) // not bounded by the budget, but by one will per session
 	b.inFlight.Add(1)
 	b.ingest.Publish(pub, func(r telemetry.Result) {
 		b.inFlight.Add(-1)
 		b.budget.give(size)
 		what, _, outcome := judge(&r)
-		b.metrics.publishes[m.qos][outcome].Inc()
+		b.metrics.publishes[m.QoS][outcome].Inc()
 		if what == answerSuccess {
 			b.route(m)
 		}
@@ -203,9 +203,8 @@ func (b *Broker) willOf(c *conn, pk *packets.Packet) packets.Code {
 	case !b.allow(c, ActionPublish, p.WillTopic):
 		return packets.ErrNotAuthorized
 	}
-	m := &message{topic: p.WillTopic, payload: p.WillPayload, origin: c.client, qos: p.WillQos, retain: p.WillRetain}
-	m.takeProperties(&p.WillProperties, time.Time{})
-	c.will = m
+	c.will = &session.Message{Topic: p.WillTopic, Payload: p.WillPayload, Origin: c.client, QoS: p.WillQos, Retain: p.WillRetain,
+		Expires: int64(p.WillProperties.MessageExpiryInterval) * 1_000_000, Props: propsOf(&p.WillProperties)} // expires so long after it is sent
 	c.willDelay = time.Duration(p.WillProperties.WillDelayInterval) * time.Second
 	return packets.CodeSuccess
 }

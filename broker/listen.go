@@ -108,7 +108,6 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 		c.lockGate()
 		b.leave(c, true)
 		if cl, ok := b.mqtt.Clients.Get(c.client); ok && cl == c.cl {
-			b.mqtt.UnsubscribeClient(cl)
 			b.mqtt.Clients.Delete(c.client)
 		}
 	}

@@ -5,88 +5,62 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sluice-iot/sluice/session"
 )
-
-// message is what a subscriber gets. The payload is shared by all of them and never
-// written to.
-type message struct {
-	topic   string
-	payload []byte
-	origin  string // client id of the publisher, for "no local"
-	qos     byte
-	retain  bool
-	expires time.Time // zero is never
-	props   *properties
-}
-
-// properties are the MQTT 5 properties that travel with a message.
-type properties struct {
-	contentType   string
-	responseTopic string
-	correlation   []byte
-	user          []packets.UserProperty
-	payloadFormat byte
-	hasFormat     bool
-}
 
 // carries reports whether a publish has properties that travel with it.
 func carries(p *packets.Properties) bool {
 	return p.MessageExpiryInterval > 0 || p.ContentType != "" || p.ResponseTopic != "" || len(p.CorrelationData) > 0 || len(p.User) > 0 || p.PayloadFormatFlag
 }
 
-// takeProperties keeps what a subscriber must be given of a publish's properties.
-func (m *message) takeProperties(p *packets.Properties, now time.Time) {
-	if p.MessageExpiryInterval > 0 {
-		m.expires = now.Add(time.Duration(p.MessageExpiryInterval) * time.Second)
+// expiryOf is when a message published at now expires.
+func expiryOf(p *packets.Properties, now time.Time) int64 {
+	if p.MessageExpiryInterval == 0 {
+		return 0
 	}
-	if p.ContentType == "" && p.ResponseTopic == "" && len(p.CorrelationData) == 0 && len(p.User) == 0 && !p.PayloadFormatFlag {
-		return // at most an expiry
-	}
-	m.props = &properties{contentType: p.ContentType, responseTopic: p.ResponseTopic, correlation: p.CorrelationData,
-		user: p.User, payloadFormat: p.PayloadFormat, hasFormat: p.PayloadFormatFlag}
+	return now.UnixMicro() + int64(p.MessageExpiryInterval)*1_000_000
 }
 
-func (m *message) expired(now time.Time) bool { return !m.expires.IsZero() && !now.Before(m.expires) }
-
-// appendProperties encodes m's properties, subscription identifiers and topic alias
-// without the length in front.
-func (m *message) appendProperties(dst []byte, ids []int, alias uint16, now time.Time) []byte {
-	if alias > 0 {
-		dst = binary.BigEndian.AppendUint16(append(dst, packets.PropTopicAlias), alias)
+// propsOf encodes the properties of a publish that travel with it, once for all
+// its subscribers.
+func propsOf(p *packets.Properties) []byte {
+	var dst []byte
+	if p.PayloadFormatFlag {
+		dst = append(dst, packets.PropPayloadFormat, p.PayloadFormat)
 	}
-	if !m.expires.IsZero() {
-		left := max(1, int64(m.expires.Sub(now)/time.Second))
-		dst = binary.BigEndian.AppendUint32(append(dst, packets.PropMessageExpiryInterval), uint32(left))
+	if p.ContentType != "" {
+		dst = appendString(append(dst, packets.PropContentType), p.ContentType)
 	}
-	for _, id := range ids {
-		dst = appendVarint(append(dst, packets.PropSubscriptionIdentifier), id)
+	if p.ResponseTopic != "" {
+		dst = appendString(append(dst, packets.PropResponseTopic), p.ResponseTopic)
 	}
-	p := m.props
-	if p == nil {
-		return dst
+	if len(p.CorrelationData) > 0 {
+		dst = appendString(append(dst, packets.PropCorrelationData), string(p.CorrelationData))
 	}
-	if p.hasFormat {
-		dst = append(dst, packets.PropPayloadFormat, p.payloadFormat)
-	}
-	if p.contentType != "" {
-		dst = appendString(append(dst, packets.PropContentType), p.contentType)
-	}
-	if p.responseTopic != "" {
-		dst = appendString(append(dst, packets.PropResponseTopic), p.responseTopic)
-	}
-	if len(p.correlation) > 0 {
-		dst = appendString(append(dst, packets.PropCorrelationData), string(p.correlation))
-	}
-	for _, u := range p.user {
+	for _, u := range p.User {
 		dst = appendString(appendString(append(dst, packets.PropUser), u.Key), u.Val)
 	}
 	return dst
 }
 
+// appendProperties encodes m's properties, subscription identifiers and topic alias
+// without the length in front.
+func appendProperties(dst []byte, m *session.Message, ids []uint32, alias uint16, now time.Time) []byte {
+	if alias > 0 {
+		dst = binary.BigEndian.AppendUint16(append(dst, packets.PropTopicAlias), alias)
+	}
+	dst = m.AppendExpiry(dst, now.UnixMicro())
+	for _, id := range ids {
+		dst = appendVarint(append(dst, packets.PropSubscriptionIdentifier), int(id))
+	}
+	return append(dst, m.Props...)
+}
+
 // outgoing is a message on its way to one subscriber.
 type outgoing struct {
-	m        *message
-	ids      []int // subscription identifiers
+	m        *session.Message
+	ids      []uint32 // subscription identifiers
 	seq      uint64
 	id       uint16 // packet id, 0 while queued
 	qos      byte
@@ -101,23 +75,23 @@ func (c *conn) publishLocked(o *outgoing, now time.Time) (bool, string) {
 	if c.silent || c.dead {
 		return false, "closed"
 	}
-	if o.qos == 0 && len(c.out)+len(o.m.payload) > c.b.cfg.OutBytesMax {
+	if o.qos == 0 && len(c.out)+len(o.m.Payload) > c.b.cfg.OutBytesMax {
 		return false, "slow"
 	}
 	start := len(c.out)
-	topic, alias := o.m.topic, uint16(0)
+	topic, alias := o.m.Topic, uint16(0)
 	fresh := false
 	if c.aliasMax > 0 {
 		topic, alias, fresh = c.outAliasLocked(topic)
 	}
 	var scratch [128]byte
 	var props []byte
-	size := 2 + len(topic) + len(o.m.payload)
+	size := 2 + len(topic) + len(o.m.Payload)
 	if o.qos > 0 {
 		size += 2
 	}
 	if c.version == 5 {
-		props = o.m.appendProperties(scratch[:0], o.ids, alias, now)
+		props = appendProperties(scratch[:0], o.m, o.ids, alias, now)
 		size += sizeVarint(len(props)) + len(props)
 	}
 	first := packets.Publish<<4 | o.qos<<1
@@ -134,11 +108,11 @@ func (c *conn) publishLocked(o *outgoing, now time.Time) (bool, string) {
 	if c.version == 5 {
 		c.out = append(appendVarint(c.out, len(props)), props...)
 	}
-	c.out = append(c.out, o.m.payload...)
+	c.out = append(c.out, o.m.Payload...)
 	if c.packetMax > 0 && len(c.out)-start > int(c.packetMax) {
 		c.out = c.out[:start]
 		if fresh {
-			delete(c.outAliases, o.m.topic)
+			delete(c.outAliases, o.m.Topic)
 		}
 		return false, "too_large"
 	}

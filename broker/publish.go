@@ -5,6 +5,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -14,8 +15,8 @@ type publish struct {
 
 	conn     *conn
 	next     *publish
-	at       time.Time // of receipt; Received is the same instant for the cluster
-	special  *message  // what local subscribers get, when it has more to it than topic and payload
+	at       time.Time        // of receipt; Received is the same instant for the cluster
+	special  *session.Message // what local subscribers get, when it has more to it than topic and payload
 	result   telemetry.Result
 	bytes    int64
 	state    publishState
@@ -76,8 +77,8 @@ func (c *conn) handlePublish(pk *packets.Packet) verdict {
 		PacketID: pk.PacketID, QoS: pk.FixedHeader.Qos, Dup: pk.FixedHeader.Dup}
 	if pk.FixedHeader.Retain || c.version == 5 && carries(&pk.Properties) {
 		p.special = p.message()
-		p.special.retain = pk.FixedHeader.Retain
-		p.special.takeProperties(&pk.Properties, now)
+		p.special.Retain = pk.FixedHeader.Retain
+		p.special.Expires, p.special.Props = expiryOf(&pk.Properties, now), propsOf(&pk.Properties)
 	}
 	c.classify(p)
 	return c.enqueue(p)
@@ -85,14 +86,14 @@ func (c *conn) handlePublish(pk *packets.Packet) verdict {
 
 // message is what subscribers get of p. Most publishes have none, so it is not part
 // of every publish in flight.
-func (p *publish) message() *message {
+func (p *publish) message() *session.Message {
 	if p.special != nil {
 		return p.special
 	}
-	return &message{topic: p.Topic, payload: p.Payload, qos: p.QoS, origin: p.Client}
+	return &session.Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Origin: p.Client}
 }
 
-func (p *publish) retain() bool { return p.special != nil && p.special.retain }
+func (p *publish) retain() bool { return p.special != nil && p.special.Retain }
 
 // publishOverhead is what a publish in flight costs beside its payload; it keeps a
 // flood of empty publishes inside the byte budget.

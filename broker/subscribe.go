@@ -1,93 +1,128 @@
 package broker
 
 import (
+	"context"
 	"encoding/binary"
 	"strings"
 	"time"
 
-	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sluice-iot/sluice/session"
 )
 
-// handleSubscribe answers SUBSCRIBE and then sends the retained messages that the
-// new subscriptions are owed. mochi does not see it: a SUBSCRIBE whose packet id
-// equals that of a message on its way to the client is lost there.
+// handleSubscribe answers SUBSCRIBE when every node knows the new filters, and then
+// sends the retained messages that the new subscriptions are owed. mochi does not
+// see it: a SUBSCRIBE whose packet id equals that of a message on its way to the
+// client is lost there.
 func (c *conn) handleSubscribe(pk *packets.Packet) verdict {
 	if code := pk.SubscribeValidate(); code != packets.CodeSuccess {
 		return c.reject(code)
 	}
 	codes := make([]byte, len(pk.Filters))
-	fresh := make([]bool, len(pk.Filters))
+	granted := make([]grant, 0, len(pk.Filters))
+	var announced func(context.Context) error // of the last new filter: all before it are known then
 	for i := range pk.Filters {
-		code, isNew := c.subscribe(&pk.Filters[i])
-		codes[i], fresh[i] = code.Code, isNew
+		code, g := c.subscribe(subscriptionOf(&pk.Filters[i]))
+		codes[i] = code.Code
 		if code.Code >= packets.ErrUnspecifiedError.Code {
 			c.b.metrics.refused.WithLabelValues("subscription", reasonLabel(code)).Inc()
 			if c.version < 5 {
 				codes[i] = packets.ErrUnspecifiedError.Code
 			}
+			continue
+		}
+		granted = append(granted, g)
+		if g.announced != nil {
+			announced = g.announced
 		}
 	}
+	c.announce(announced)
 	if c.send(c.appendSubAck(packets.Suback, pk.PacketID, codes)) != nil {
 		return refuse
 	}
-	for i := range pk.Filters {
-		if codes[i] < packets.ErrUnspecifiedError.Code {
-			c.sendRetained(&pk.Filters[i], fresh[i])
-		}
+	for i := range granted {
+		c.sendRetained(&granted[i])
 	}
 	return swallow
 }
 
-func (c *conn) subscribe(sub *packets.Subscription) (packets.Code, bool) {
+// announce waits until all nodes know of a subscription. A node that cannot be told
+// in time may not route by what it knew before.
+func (c *conn) announce(announced func(context.Context) error) {
+	if announced == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), announceMax)
+	defer cancel()
+	if err := announced(ctx); err != nil {
+		c.b.log.Debug("subscription not announced to all nodes in time", "client", c.client, "err", err)
+	}
+}
+
+// announceMax bounds the wait of a SUBACK for other nodes.
+const announceMax = 10 * time.Second
+
+// grant is a subscription that was granted; fresh: the session had none with its filter.
+type grant struct {
+	sub   session.Subscription
+	fresh bool
+
+	announced func(context.Context) error
+}
+
+func subscriptionOf(s *packets.Subscription) session.Subscription {
+	return session.Subscription{Filter: s.Filter, QoS: s.Qos, NoLocal: s.NoLocal, RetainAsPublished: s.RetainAsPublished,
+		RetainHandling: s.RetainHandling, ID: uint32(max(s.Identifier, 0))}
+}
+
+func (c *conn) subscribe(sub session.Subscription) (packets.Code, grant) {
 	filter, shared := sub.Filter, false
 	if rest, ok := strings.CutPrefix(filter, sharePrefix); ok {
 		group, inner, found := strings.Cut(rest, "/")
 		if !found || group == "" || strings.ContainsAny(group, "+#") {
-			return packets.ErrTopicFilterInvalid, false
+			return packets.ErrTopicFilterInvalid, grant{}
 		}
 		filter, shared = inner, true
 	}
 	switch {
 	case !validFilter(filter), strings.HasPrefix(filter, "$") && !strings.HasPrefix(filter, sysPrefix), sub.RetainHandling > 2:
-		return packets.ErrTopicFilterInvalid, false
+		return packets.ErrTopicFilterInvalid, grant{}
 	case shared && sub.NoLocal:
-		return packets.ErrTopicFilterInvalid, false
+		return packets.ErrTopicFilterInvalid, grant{}
 	case !c.b.allow(c, ActionSubscribe, filter):
-		return packets.ErrNotAuthorized, false
+		return packets.ErrNotAuthorized, grant{}
 	}
-	_, existed := c.cl.State.Subscriptions.Get(sub.Filter)
-	if !existed && c.cl.State.Subscriptions.Len() >= c.b.cfg.SubscriptionsMax {
-		return packets.ErrQuotaExceeded, false
+	sub.Filter = strings.Clone(sub.Filter) // the packet's string pins the packet
+	fresh, ok, announced := c.session.subscribe(c.b, sub)
+	if !ok {
+		return packets.ErrQuotaExceeded, grant{}
 	}
-	if c.b.mqtt.Topics.Subscribe(c.client, *sub) {
-		c.b.countSubscriptions(1)
-	}
-	c.cl.State.Subscriptions.Add(sub.Filter, *sub)
-	return packets.Code{Code: sub.Qos}, !existed
+	return packets.Code{Code: sub.QoS}, grant{sub, fresh, announced}
 }
 
 // sendRetained sends what is retained under a subscription's filter, and for
 // $SYS/... the node's figures of this moment.
-func (c *conn) sendRetained(sub *packets.Subscription, fresh bool) {
-	if sub.RetainHandling == 2 || sub.RetainHandling == 1 && !fresh || mqtt.IsSharedFilter(sub.Filter) {
+func (c *conn) sendRetained(g *grant) {
+	sub := &g.sub
+	_, shared := session.SplitShared(sub.Filter)
+	if sub.RetainHandling == 2 || sub.RetainHandling == 1 && !g.fresh || shared {
 		return
 	}
 	now := time.Now()
+	var ids []uint32
+	if sub.ID > 0 {
+		ids = []uint32{sub.ID}
+	}
 	if strings.HasPrefix(sub.Filter, sysPrefix) {
 		for _, m := range c.b.sysMessages(sub.Filter) {
-			c.session.deliver(c.b, m, sub, true, now)
+			c.session.deliver(c.b, m, sub, ids, true, now)
 		}
 		return
 	}
-	for _, pk := range c.b.mqtt.Topics.Messages(sub.Filter) {
-		m := asMessage(&pk)
-		switch {
-		case m.expired(now):
-			c.b.retained.drop(c.b.mqtt.Topics, m.topic)
-		case sub.NoLocal && m.origin == c.client, !c.b.allow(c, ActionReceive, m.topic):
-		default:
-			c.session.deliver(c.b, m, sub, true, now)
+	for _, m := range c.b.retained.match(sub.Filter, now.UnixMicro()) {
+		if (!sub.NoLocal || m.Origin != c.client) && c.b.allow(c, ActionReceive, m.Topic) {
+			c.session.deliver(c.b, m, sub, ids, true, now)
 		}
 	}
 }
@@ -98,15 +133,9 @@ func (c *conn) handleUnsubscribe(pk *packets.Packet) verdict {
 	}
 	codes := make([]byte, len(pk.Filters))
 	for i := range pk.Filters {
-		filter := pk.Filters[i].Filter
-		if _, ok := c.cl.State.Subscriptions.Get(filter); !ok {
+		if !c.session.unsubscribe(c.b, pk.Filters[i].Filter) {
 			codes[i] = packets.CodeNoSubscriptionExisted.Code
-			continue
 		}
-		if c.b.mqtt.Topics.Unsubscribe(filter, c.client) {
-			c.b.countSubscriptions(-1)
-		}
-		c.cl.State.Subscriptions.Delete(filter)
 	}
 	if c.send(c.appendSubAck(packets.Unsuback, pk.PacketID, codes)) != nil {
 		return refuse

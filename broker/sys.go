@@ -2,13 +2,14 @@ package broker
 
 import (
 	"strconv"
-	"strings"
 	"time"
+
+	"github.com/sluice-iot/sluice/session"
 )
 
 // sysMessages are the node's figures under $SYS/broker that match filter. They are
 // sent once, when somebody subscribes; /metrics is the place to watch them.
-func (b *Broker) sysMessages(filter string) []*message {
+func (b *Broker) sysMessages(filter string) []*session.Message {
 	stats := b.Stats()
 	figures := []struct{ topic, value string }{
 		{"$SYS/broker/uptime", strconv.FormatInt(int64(time.Since(b.started)/time.Second), 10) + " seconds"},
@@ -19,35 +20,11 @@ func (b *Broker) sysMessages(filter string) []*message {
 		{"$SYS/broker/publish/messages/inflight", strconv.Itoa(stats.InFlight)},
 		{"$SYS/broker/publish/messages/acknowledged", strconv.FormatInt(stats.Acknowledged, 10)},
 	}
-	var out []*message
+	var out []*session.Message
 	for _, f := range figures {
-		if matches(filter, f.topic) {
-			out = append(out, &message{topic: f.topic, payload: []byte(f.value), retain: true})
+		if session.Matches(filter, f.topic) {
+			out = append(out, &session.Message{Topic: f.topic, Payload: []byte(f.value), Retain: true})
 		}
 	}
 	return out
-}
-
-// matches reports whether a valid filter matches topic.
-func matches(filter, topic string) bool {
-	for {
-		f, fRest, fMore := strings.Cut(filter, "/")
-		if f == "#" {
-			return true
-		}
-		t, tRest, tMore := strings.Cut(topic, "/")
-		if f != "+" && f != t {
-			return false
-		}
-		if !fMore && !tMore {
-			return true
-		}
-		if !tMore {
-			return fRest == "#"
-		}
-		if !fMore {
-			return false
-		}
-		filter, topic = fRest, tRest
-	}
 }

@@ -28,6 +28,7 @@ import (
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/ingest"
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/wal"
 )
@@ -50,6 +51,7 @@ type node struct {
 	host     *shard.Host        // the replicas that live here
 	router   *shard.Router      // the way to everybody else's
 	intake   *intake            // the way into the log
+	pubsub   *pubsub.Hub        // from node to node, for subscribers
 	hub      *api.Hub           // live anomaly events
 	feed     *anomalyFeed
 	broker   atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
@@ -271,7 +273,10 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 		return nil, err
 	}
 	n.intake.pipeline.Store(pl)
-	return func() error { pl.Close(); return nil }, nil
+	if err := n.openPubsub(epoch); err != nil {
+		return func() error { pl.Close(); return nil }, err
+	}
+	return func() error { pl.Close(); return n.closePubsub() }, nil
 }
 
 func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
@@ -279,10 +284,11 @@ func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := broker.New(n.logger, n.registry, cfg, n.intake)
+	b, err := broker.New(n.logger, n.registry, cfg, n.intake, n.pubsub)
 	if err != nil {
 		return nil, err
 	}
+	n.joinPubsub(ctx, b)
 	// The broker outlives ctx: stopServing drains it first.
 	if err := b.Start(context.WithoutCancel(ctx)); err != nil {
 		return b.Close, inUse("the mqtt listener", err)

@@ -1,0 +1,215 @@
+package pubsub
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/session"
+)
+
+// Hub is one node's part of the cluster-wide broker.
+type Hub struct {
+	log     *slog.Logger
+	cfg     Config
+	net     Net
+	metrics *metrics
+	board   *board
+	routes  *routes
+	local   Local
+
+	mu      sync.Mutex
+	peers   map[string]*peer
+	own     map[string]int // subscriptions of this node's clients, by filter
+	stopped bool
+
+	ctx  context.Context // ends with Close; the lifetime of the goroutines
+	stop context.CancelFunc
+	done sync.WaitGroup
+}
+
+// New makes a hub. reg may be nil.
+func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net) (*Hub, error) {
+	if err := cfg.Validate(); err != nil {
+		return nil, fmt.Errorf("pubsub configuration: %w", err)
+	}
+	if cfg.OutboxBytesMax == 0 {
+		cfg.OutboxBytesMax = outboxBytesDefault
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	h := &Hub{log: logger, cfg: cfg, net: net, metrics: m, board: newBoard(time.Now), routes: newRoutes(cfg.Self),
+		peers: map[string]*peer{}, own: map[string]int{}}
+	h.ctx, h.stop = context.WithCancel(context.Background())
+	h.board.open(cfg.Self, cfg.Epoch)
+	h.routes.apply(cfg.Self, mark{cfg.Epoch << eraBits, 1}, true, nil)
+	if reg != nil {
+		if err := h.registerGauges(reg); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// Start begins to exchange indexes with the peers; messages for this node's
+// clients go to local.
+func (h *Hub) Start(local Local) {
+	h.local = local
+	h.adopt()
+	h.done.Go(h.run)
+}
+
+// Synced waits until this node has the announcements of every peer that it can
+// reach, so that what it publishes from then on finds their subscribers.
+func (h *Hub) Synced(ctx context.Context) error {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for {
+		missing := ""
+		for _, id := range h.others() {
+			if p := h.peer(id); p != nil && h.net.Connected(id) && !p.synced.Load() {
+				missing = id
+			}
+		}
+		if missing == "" {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("learn the subscriptions of %s: %w", missing, ctx.Err())
+		case <-tick.C:
+		}
+	}
+}
+
+// Close ends everything; what waits for peers is dropped.
+func (h *Hub) Close() error {
+	h.mu.Lock()
+	h.stopped = true
+	h.mu.Unlock()
+	h.stop()
+	h.done.Wait()
+	return nil
+}
+
+// run is the hub's beat.
+func (h *Hub) run() {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for n := 0; ; n++ {
+		select {
+		case <-h.ctx.Done():
+			return
+		case now := <-tick.C:
+			h.board.expire(now)
+			if n%16 == 0 {
+				h.adopt()
+			}
+		}
+	}
+}
+
+// adopt begins with peers that are new and forgets those that are no more.
+func (h *Hub) adopt() {
+	now := h.net.Peers()
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.stopped {
+		return
+	}
+	for _, id := range now {
+		if id == h.cfg.Self || h.peers[id] != nil {
+			continue
+		}
+		p := newPeer(h, id)
+		h.peers[id] = p
+		h.done.Go(p.pull)
+		h.done.Go(p.send)
+	}
+	for id, p := range h.peers {
+		if !slices.Contains(now, id) {
+			delete(h.peers, id)
+			p.stop()
+			h.routes.drop(id)
+		}
+	}
+}
+
+func (h *Hub) peer(id string) *peer {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.peers[id]
+}
+
+// Gone says that a peer's process has certainly ended: nobody waits for it.
+func (h *Hub) Gone(peer string) { h.board.gone(peer) }
+
+// Subscribe announces a filter of a client of this node. announced waits until every
+// node holds it, or has no lease to use an older index: at most about leaseMax +
+// leaseMargin.
+func (h *Hub) Subscribe(filter string) (announced func(context.Context) error) {
+	m := h.count(1, filter)
+	return func(ctx context.Context) error { return h.board.wait(ctx, h.cfg.Self, m, h.others()) }
+}
+
+// Unsubscribe takes one announcement back.
+func (h *Hub) Unsubscribe(filter string) { h.count(-1, filter) }
+
+func (h *Hub) count(by int, filter string) mark {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	before := h.own[filter]
+	n := max(before+by, 0)
+	if n == 0 {
+		delete(h.own, filter)
+	} else {
+		h.own[filter] = n
+	}
+	var changes []change
+	if _, shared := session.SplitShared(filter); shared {
+		changes = []change{{filter, uint64(n) * weightHere}}
+	} else if (n > 0) != (before > 0) {
+		changes = []change{{filter, uint64(min(n, 1))}}
+	}
+	m, _ := h.board.set(h.cfg.Self, h.cfg.Epoch, changes) // the own source is always open
+	h.routes.apply(h.cfg.Self, m, false, changes)
+	return m
+}
+
+func (h *Hub) others() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]string, 0, len(h.peers))
+	for id := range h.peers {
+		out = append(out, id)
+	}
+	return out
+}
+
+// Wanted reports whether anybody anywhere has subscribed to anything.
+func (h *Hub) Wanted() bool { return h.routes.filters.Load() > 0 }
+
+// Publish gives m to the subscribers connected to any node.
+func (h *Hub) Publish(m *session.Message) {
+	r := h.routes.find(m.Topic, h.reachable)
+	for id, groups := range r.peers {
+		if p := h.peer(id); p != nil {
+			p.forward(m, groups)
+		}
+	}
+	h.local.Deliver(m, r.local)
+}
+
+// reachable reports whether messages may be queued for a peer. One that is away
+// for a moment gets them later; the choice within a shared group falls on others.
+func (h *Hub) reachable(id string, shared bool) bool {
+	p := h.peer(id)
+	return p != nil && !p.away.Load() && (!shared || h.net.Connected(id))
+}

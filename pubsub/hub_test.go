@@ -1,0 +1,362 @@
+package pubsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+
+	"github.com/sluice-iot/sluice/cluster/mux"
+	"github.com/sluice-iot/sluice/session"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// patience is generous: the machine may be busy.
+const patience = 30 * time.Second
+
+// fleet is hubs on real connections in one process.
+type fleet struct {
+	t     *testing.T
+	nodes []*testNode
+
+	mu    sync.Mutex
+	addrs map[string]string
+}
+
+// testNode is one of them; what is delivered to its clients is recorded.
+type testNode struct {
+	f    *fleet
+	id   string
+	mux  *mux.Mux
+	hub  *Hub
+	cut  atomic.Bool // nothing leaves or enters
+	mu   sync.Mutex
+	got  []string
+	hold chan struct{} // Deliver waits for it when it is not nil
+}
+
+func newFleet(t *testing.T, n int) *fleet {
+	f := &fleet{t: t, addrs: map[string]string{}}
+	for i := range n {
+		f.nodes = append(f.nodes, &testNode{f: f, id: fmt.Sprintf("n%d.0000000%d", i, i+1)})
+	}
+	for _, n := range f.nodes {
+		n.start(1)
+	}
+	t.Cleanup(func() {
+		for _, n := range f.nodes {
+			n.stop()
+		}
+	})
+	for _, n := range f.nodes {
+		n.synced()
+	}
+	return f
+}
+
+// Resolve implements mux.Resolver.
+func (f *fleet) Resolve(peer string) (string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if a, ok := f.addrs[peer]; ok {
+		return a, nil
+	}
+	return "", fmt.Errorf("nobody knows %s", peer)
+}
+
+func (n *testNode) start(epoch uint64) {
+	t := n.f.t
+	t.Helper()
+	var err error
+	log := slog.New(slog.DiscardHandler)
+	n.mux, err = mux.New(log, nil, mux.Config{Self: n.id, Listen: "127.0.0.1:0", Secret: []byte("0123456789abcdef")}, n.f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.f.mu.Lock()
+	n.f.addrs[n.id] = n.mux.Addr().String()
+	n.f.mu.Unlock()
+	hub, err := New(log, prometheus.NewRegistry(), Config{Self: n.id, Epoch: epoch}, n)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.hub = hub
+	n.mux.Handle(mux.KindApplication+FramePull, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
+		hub.AcceptPull(from, body, reply)
+	})
+	n.mux.Handle(mux.KindApplication+FrameForward, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
+		hub.AcceptForward(from, body, reply)
+	})
+	n.hub.Start(n)
+	for _, other := range n.f.nodes {
+		if other.id != n.id {
+			n.mux.Connect(other.id)
+		}
+	}
+}
+
+func (n *testNode) stop() {
+	if n.mux == nil {
+		return
+	}
+	if err := errors.Join(n.mux.Close(), n.hub.Close()); err != nil {
+		n.f.t.Error(err)
+	}
+	n.mux = nil
+}
+
+func (n *testNode) Peers() []string {
+	var out []string
+	for _, other := range n.f.nodes {
+		out = append(out, other.id)
+	}
+	return out
+}
+
+func (n *testNode) Connected(peer string) bool {
+	if !n.reaches(peer) {
+		return false
+	}
+	n.mux.Connect(peer)
+	return n.mux.Connected(peer)
+}
+
+func (n *testNode) reaches(peer string) bool {
+	for _, other := range n.f.nodes {
+		if other.id == peer && other.cut.Load() {
+			return false
+		}
+	}
+	return !n.cut.Load()
+}
+
+func (n *testNode) Call(ctx context.Context, peer string, frame int, body []byte) ([]byte, error) {
+	if !n.reaches(peer) {
+		return nil, errors.New("the network is cut")
+	}
+	return n.mux.Call(ctx, peer, mux.KindApplication+mux.Kind(frame), 0, body)
+}
+
+// Deliver implements Local.
+func (n *testNode) Deliver(m *session.Message, groups []string) {
+	n.mu.Lock()
+	hold := n.hold
+	n.mu.Unlock()
+	if hold != nil {
+		<-hold
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	text := string(m.Payload)
+	for _, g := range groups {
+		text += " " + g
+	}
+	n.got = append(n.got, text)
+}
+
+func (n *testNode) received() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(n.got)
+}
+
+func (n *testNode) synced() {
+	n.f.t.Helper()
+	eventually(n.f.t, n.id+" has everybody's announcements", func() bool {
+		for _, other := range n.f.nodes {
+			if p := n.hub.peer(other.id); other.id != n.id && (p == nil || !p.synced.Load()) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+func (n *testNode) subscribe(filter string) {
+	n.f.t.Helper()
+	ctx, cancel := context.WithTimeout(n.f.t.Context(), patience)
+	defer cancel()
+	if err := n.hub.Subscribe(filter)(ctx); err != nil {
+		n.f.t.Fatalf("%s: announce %s: %v", n.id, filter, err)
+	}
+}
+
+func (n *testNode) publish(topic, payload string) {
+	n.hub.Publish(&session.Message{Topic: topic, Payload: []byte(payload)})
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within %v: %s", patience, what)
+		}
+	}
+}
+
+func TestAPublishRightAfterASubscriptionReachesItFromEveryNode(t *testing.T) {
+	f := newFleet(t, 3)
+	for i := range 20 {
+		n := f.nodes[i%3]
+		topic := fmt.Sprintf("a/%d", i)
+		n.subscribe(topic)
+		for _, from := range f.nodes {
+			from.publish(topic, topic+" from "+from.id)
+		}
+		eventually(t, topic+" arrives three times", func() bool {
+			count := 0
+			for _, got := range n.received() {
+				if len(got) > len(topic) && got[:len(topic)+1] == topic+" " {
+					count++
+				}
+			}
+			return count == 3
+		})
+	}
+}
+
+func TestMessagesOfOneNodeStayInOrderAndComeOnce(t *testing.T) {
+	f := newFleet(t, 2)
+	f.nodes[1].subscribe("o/#")
+	const many = 5000
+	for i := range many {
+		f.nodes[0].publish("o/x", fmt.Sprint(i))
+	}
+	eventually(t, "all have arrived", func() bool { return len(f.nodes[1].received()) >= many })
+	for i, got := range f.nodes[1].received() {
+		if got != fmt.Sprint(i) {
+			t.Fatalf("message %d is %s", i, got)
+		}
+	}
+}
+
+func TestASharedGroupHasOneReceiverInTheWholeCluster(t *testing.T) {
+	f := newFleet(t, 3)
+	const key = "$share/g/s/+"
+	f.nodes[0].subscribe(key)
+	f.nodes[1].subscribe(key)
+	f.nodes[1].subscribe(key)
+	const many = 600
+	for i := range many {
+		f.nodes[i%3].publish("s/x", fmt.Sprint(i))
+	}
+	count := func(n *testNode) (c int) {
+		for _, got := range n.received() {
+			if len(got) > len(key) && got[len(got)-len(key):] == key {
+				c++
+			}
+		}
+		return c
+	}
+	eventually(t, "every message has found a member", func() bool { return count(f.nodes[0])+count(f.nodes[1]) >= many })
+	one, two := count(f.nodes[0]), count(f.nodes[1])
+	if one+two != many || count(f.nodes[2]) != 0 || one < many/6 || two < many/3 {
+		t.Fatalf("one member got %d, two members %d of %d", one, two, many)
+	}
+	f.nodes[1].hub.Unsubscribe(key)
+	f.nodes[1].hub.Unsubscribe(key)
+	f.nodes[2].subscribe("end") // all nodes know by then what was announced before
+	eventually(t, "the members are known to be gone", func() bool {
+		r := f.nodes[2].hub.routes.find("s/x", f.nodes[2].hub.reachable)
+		return len(r.peers) == 1
+	})
+}
+
+func TestANodeThatWasAwayLearnsWhatChangedMeanwhile(t *testing.T) {
+	f := newFleet(t, 3)
+	f.nodes[0].subscribe("before")
+	f.nodes[2].cut.Store(true)
+	start := time.Now()
+	f.nodes[0].subscribe("meanwhile") // returns when the lease of the lost node is over
+	if d := time.Since(start); d < leaseMax/4 {
+		t.Errorf("announced after %v, while the lost node could still route by what it knew", d)
+	}
+	f.nodes[0].hub.Unsubscribe("before")
+	f.nodes[2].cut.Store(false)
+	eventually(t, "the node has caught up", func() bool {
+		r := f.nodes[2].hub.routes
+		return len(r.find("meanwhile", f.nodes[2].hub.reachable).peers) == 1 && len(r.find("before", f.nodes[2].hub.reachable).peers) == 0
+	})
+	f.nodes[2].publish("meanwhile", "x")
+	eventually(t, "the message arrives", func() bool { return slices.Contains(f.nodes[0].received(), "x") })
+}
+
+func TestARestartedNodeBeginsWithoutItsOldFilters(t *testing.T) {
+	f := newFleet(t, 2)
+	f.nodes[1].subscribe("old")
+	f.nodes[1].stop()
+	f.nodes[1].start(2)
+	f.nodes[1].synced()
+	f.nodes[1].subscribe("new")
+	r := f.nodes[0].hub.routes
+	if len(r.find("old", f.nodes[0].hub.reachable).peers) != 0 || len(r.find("new", f.nodes[0].hub.reachable).peers) != 1 {
+		t.Fatal("the index still has what the node's earlier process announced")
+	}
+}
+
+func TestASubscriberNodeThatStandsStillBoundsWhatWaitsForIt(t *testing.T) {
+	f := newFleet(t, 2)
+	n := f.nodes[1]
+	n.subscribe("big")
+	release := make(chan struct{})
+	n.mu.Lock()
+	n.hold = release
+	n.mu.Unlock()
+	payload := string(make([]byte, 64<<10))
+	for range 2 * outboxBytesDefault / len(payload) {
+		f.nodes[0].publish("big", payload) // returns at once
+	}
+	p := f.nodes[0].hub.peer(n.id)
+	p.mu.Lock()
+	waiting := len(p.outbox)
+	p.mu.Unlock()
+	close(release)
+	if waiting > outboxBytesDefault {
+		t.Errorf("%d bytes wait for one peer, at most %d may", waiting, outboxBytesDefault)
+	}
+}
+
+func TestTombstonesArePrunedAndAPullerInTheMiddleStillLearnsAll(t *testing.T) {
+	b := newBoard(time.Now)
+	b.open("n", 1)
+	r := newRoutes("self")
+	known := map[string]mark{}
+	step := func() bool {
+		complete, err := r.decodeNews(b.newsFor(known), time.Now().Add(time.Hour))
+		if err != nil {
+			t.Fatal(err)
+		}
+		known = r.marks()
+		return complete
+	}
+	for i := range 3 * newsBytesMax / 32 {
+		b.set("n", 1, []change{{fmt.Sprintf("filter/%08d", i), 1}})
+	}
+	if step() {
+		t.Fatal("one answer carried everything, the bound is not kept")
+	}
+	m, _ := b.set("n", 1, []change{{"late", 1}})
+	for i := range 2 * newsBytesMax / 32 { // more than the bound of tombstones
+		b.set("n", 1, []change{{fmt.Sprintf("filter/%08d", i), 0}})
+	}
+	for range 100 {
+		if step() {
+			break
+		}
+	}
+	if !known["n"].covers(m) {
+		t.Fatalf("the puller is at %+v, not behind %+v", known["n"], m)
+	}
+	if want := 3*newsBytesMax/32 - 2*newsBytesMax/32 + 1; r.index.Len() != want {
+		t.Fatalf("%d filters are known, want %d", r.index.Len(), want)
+	}
+}

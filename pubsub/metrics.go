@@ -1,0 +1,41 @@
+package pubsub
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
+
+type metrics struct {
+	forwarded prometheus.Counter
+	dropped   *prometheus.CounterVec
+}
+
+func newMetrics(reg prometheus.Registerer) (*metrics, error) {
+	m := &metrics{
+		forwarded: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "forwarded_messages_total",
+			Help: "Messages sent to other nodes for clients connected there."}),
+		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "dropped_messages_total",
+			Help: "Messages that did not reach another node's connected clients."}, []string{"reason"}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	var errs []error
+	for _, c := range []prometheus.Collector{m.forwarded, m.dropped} {
+		if err := reg.Register(c); err != nil {
+			errs = append(errs, fmt.Errorf("register pubsub metric: %w", err))
+		}
+	}
+	return m, errors.Join(errs...)
+}
+
+func (h *Hub) registerGauges(reg prometheus.Registerer) error {
+	g := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "index_filters",
+		Help: "Filters in this node's index of all nodes' and shards' subscriptions."}, func() float64 { return float64(h.routes.filters.Load()) })
+	if err := reg.Register(g); err != nil {
+		return fmt.Errorf("register pubsub metric: %w", err)
+	}
+	return nil
+}
