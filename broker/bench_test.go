@@ -98,7 +98,7 @@ func serveBench(kind string) error {
 	} else {
 		d := &delayed{}
 		go d.run()
-		hub, err := pubsub.New(log, nil, pubsub.Config{Self: "n0.00000001", Epoch: 1}, nobody{})
+		hub, err := pubsub.Alone(log)
 		if err != nil {
 			return err
 		}

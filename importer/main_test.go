@@ -12,6 +12,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-iot/sluice/broker"
+	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -97,7 +98,15 @@ func (s *sink) total() int {
 
 func startBroker(t *testing.T, in broker.Ingest) *broker.Broker {
 	t.Helper()
-	b, err := broker.New(discard, nil, broker.Config{Listen: "127.0.0.1:0", CommitDeadline: time.Second}, in)
+	hub, err := pubsub.Alone(discard)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hub.Close() })
+	b, err := broker.New(discard, nil, broker.Config{Listen: "127.0.0.1:0", CommitDeadline: time.Second}, in, hub)
+	if err == nil {
+		hub.Start(b)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,6 +14,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-iot/sluice/broker"
+	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -54,7 +55,15 @@ func (s *stored) Publish(p *telemetry.Publish, done func(telemetry.Result)) {
 
 func startBroker(t *testing.T, in broker.Ingest) *broker.Broker {
 	t.Helper()
-	b, err := broker.New(slog.New(slog.DiscardHandler), nil, broker.Config{Listen: "127.0.0.1:0"}, in)
+	hub, err := pubsub.Alone(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hub.Close() })
+	b, err := broker.New(slog.New(slog.DiscardHandler), nil, broker.Config{Listen: "127.0.0.1:0"}, in, hub)
+	if err == nil {
+		hub.Start(b)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/sluice-iot/sluice/broker"
+	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -61,7 +62,15 @@ func start(t *testing.T, in broker.Ingest, cfg broker.Config) *broker.Broker {
 	if cfg.Listen == "" {
 		cfg.Listen = "127.0.0.1:0"
 	}
-	b, err := broker.New(slog.New(slog.DiscardHandler), nil, cfg, in)
+	hub, err := pubsub.Alone(slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = hub.Close() })
+	b, err := broker.New(slog.New(slog.DiscardHandler), nil, cfg, in, hub)
+	if err == nil {
+		hub.Start(b)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
