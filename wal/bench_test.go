@@ -5,6 +5,7 @@ import (
 	"math"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -15,13 +16,18 @@ import (
 // Each group has one caller, as in raft, that stores batches of as many entries
 // as raft would have gathered.
 func BenchmarkStoreLogs(b *testing.B) {
-	for _, c := range []struct{ groups, batch int }{{1, 1}, {1, 16}, {24, 1}, {24, 8}, {24, 64}} {
-		b.Run(fmt.Sprintf("groups=%d/batch=%d", c.groups, c.batch), func(b *testing.B) { benchStore(b, c.groups, c.batch) })
+	for _, c := range []struct {
+		groups, batch int
+		encrypt       bool
+	}{{1, 1, false}, {1, 16, false}, {24, 1, false}, {24, 8, false}, {24, 64, false}, {24, 8, true}, {24, 64, true}} {
+		b.Run(fmt.Sprintf("groups=%d/batch=%d/encrypted=%v", c.groups, c.batch, c.encrypt), func(b *testing.B) {
+			benchStore(b, c.groups, c.batch, c.encrypt)
+		})
 	}
 }
 
-func benchStore(b *testing.B, groups, batch int) {
-	l, err := Open(quiet, nil, Config{Dir: b.TempDir()})
+func benchStore(b *testing.B, groups, batch int, encrypt bool) {
+	l, err := Open(quiet, nil, Config{Dir: b.TempDir(), Encrypt: encrypt, Keys: testKeys})
 	if err != nil {
 		b.Fatal(err)
 	}
@@ -33,6 +39,7 @@ func benchStore(b *testing.B, groups, batch int) {
 	first := l.w.commit
 	b.SetBytes(2048)
 	b.ResetTimer()
+	cpu := cpuTime(b)
 	var wg sync.WaitGroup
 	for id := range uint32(groups) {
 		wg.Go(func() {
@@ -58,8 +65,47 @@ func benchStore(b *testing.B, groups, batch int) {
 	}
 	wg.Wait()
 	b.StopTimer()
+	b.ReportMetric(float64(cpuTime(b)-cpu)/1000/float64(b.N), "cpu-us/entry")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
 	b.ReportMetric(float64(b.N)/float64(max(1, l.w.commit-first)), "entries/commit")
+}
+
+// cpuTime is what this process has used, user and system.
+func cpuTime(b *testing.B) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// BenchmarkSeal measures what encryption adds to one record.
+func BenchmarkSeal(b *testing.B) {
+	for _, size := range []int{128, 2 << 10, 6 << 10} {
+		b.Run(fmt.Sprint(size), func(b *testing.B) {
+			s := &segment{}
+			if err := s.encrypt(testKeys[0]); err != nil {
+				b.Fatal(err)
+			}
+			plain := appendRecord(nil, s.key, &record{typ: typeEntry, body: make([]byte, size)})
+			var disk, back []byte
+			b.Run("seal", func(b *testing.B) {
+				b.SetBytes(int64(size))
+				for b.Loop() {
+					disk = s.seal(disk[:0], plain[:recordHeaderBytes+size])
+				}
+			})
+			b.Run("unseal", func(b *testing.B) {
+				b.SetBytes(int64(size))
+				for b.Loop() {
+					var err error
+					if back, err = s.unseal(back, disk[:recordHeaderBytes+size+sealOverhead], 0); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		})
+	}
 }
 
 func waitReady(l *Log) {

@@ -11,9 +11,11 @@ import (
 	"github.com/sluice-iot/sluice/internal/vfs"
 )
 
-// TestManyWritersLoseNothingInACrash lets all groups write, read, compact and
-// relocate at once while the power goes again and again.
-func TestManyWritersLoseNothingInACrash(t *testing.T) {
+func TestManyWritersLoseNothingInACrash(t *testing.T) { inBothForms(t, manyWritersLoseNothing) }
+
+// manyWritersLoseNothing lets all groups write, read, compact and relocate at once
+// while the power goes again and again.
+func manyWritersLoseNothing(t *testing.T, config func(vfs.FS) Config) {
 	const groups = 6
 	fs := vfs.NewMem()
 	var acked [groups]atomic.Uint64
@@ -39,7 +41,7 @@ func TestManyWritersLoseNothingInACrash(t *testing.T) {
 		points = append(points, p)
 		return nil
 	})
-	cfg := memConfig(fs)
+	cfg := config(fs)
 	cfg.CacheBytes = 20_000
 	l := mustOpen(t, cfg)
 	var wg sync.WaitGroup
@@ -50,7 +52,7 @@ func TestManyWritersLoseNothingInACrash(t *testing.T) {
 	fs.SetHook(nil)
 	mustClose(t, l)
 	for _, p := range points {
-		l := mustOpen(t, memConfig(p.disk))
+		l := mustOpen(t, config(p.disk))
 		for id := range uint32(groups) {
 			g := l.Group(id)
 			first, last := g.Retained()
@@ -62,7 +64,7 @@ func TestManyWritersLoseNothingInACrash(t *testing.T) {
 			}
 		}
 		mustClose(t, l)
-		if _, err := verify(p.disk, "wal"); err != nil {
+		if _, err := verify(p.disk, "wal", testKeys...); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -57,6 +57,16 @@ type Config struct {
 	// four minutes); negative is never.
 	ScrubBytesPerSecond int64
 
+	// Encrypt seals every record that is written from now on with AES-256-GCM; what
+	// is on disk already stays as it is until its segment is recycled. It costs 32
+	// bytes per record. Off by default.
+	Encrypt bool
+
+	// Keys are the operator keys (see ParseKeys). All of them read, the first one
+	// is for new segments. Needed also without Encrypt while encrypted segments
+	// are left.
+	Keys []Key
+
 	// OnDamage, if set, is called once per damaged segment, from a reader or from
 	// a goroutine of the log: it must not wait for the log, and not close it.
 	OnDamage func(*CorruptError)
@@ -78,6 +88,9 @@ func (c *Config) Validate() error {
 		if len(v) > identityBytesMax {
 			errs = append(errs, fmt.Errorf("wal: %s has %d bytes, at most %d fit", name, len(v), identityBytesMax))
 		}
+	}
+	if c.Encrypt && len(c.Keys) == 0 {
+		errs = append(errs, errors.New("wal: Encrypt is set and Keys is empty: give an operator key"))
 	}
 	if c.CacheBytes < 0 {
 		errs = append(errs, fmt.Errorf("wal: CacheBytes is negative: %d", c.CacheBytes))

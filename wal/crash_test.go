@@ -16,14 +16,15 @@ import (
 
 // crashPoint is a disk as a power loss left it while step n was under way.
 type crashPoint struct {
-	disk *vfs.Mem
-	done int // steps that had returned
-	op   vfs.Op
+	config func(vfs.FS) Config
+	disk   *vfs.Mem
+	done   int // steps that had returned
+	op     vfs.Op
 }
 
 // runWithCrashes carries out the steps and takes crash points before every
 // every-th operation on the disk, from whichever goroutine.
-func runWithCrashes(fs *vfs.Mem, steps []step, every int, seed uint64) ([]crashPoint, []model, error) {
+func runWithCrashes(config func(vfs.FS) Config, fs *vfs.Mem, steps []step, every int, seed uint64) ([]crashPoint, []model, error) {
 	var mu sync.Mutex
 	var points []crashPoint
 	done, ops := 0, 0
@@ -38,11 +39,11 @@ func runWithCrashes(fs *vfs.Mem, steps []step, every int, seed uint64) ([]crashP
 		if ops%2 == 0 {
 			r = nil
 		}
-		points = append(points, crashPoint{fs.CrashClone(r), done, op})
+		points = append(points, crashPoint{config, fs.CrashClone(r), done, op})
 		return nil
 	})
 	defer fs.SetHook(nil)
-	l, err := Open(quiet, nil, memConfig(fs))
+	l, err := Open(quiet, nil, config(fs))
 	if err != nil {
 		return nil, nil, err
 	}
@@ -66,7 +67,7 @@ func runWithCrashes(fs *vfs.Mem, steps []step, every int, seed uint64) ([]crashP
 // its entries.
 func (c *crashPoint) check(steps []step, states []model) error {
 	disk := c.disk.Clone()
-	l, err := Open(quiet, nil, memConfig(disk))
+	l, err := Open(quiet, nil, c.config(disk))
 	if err != nil {
 		return fmt.Errorf("open: %w", err)
 	}
@@ -88,7 +89,7 @@ func (c *crashPoint) check(steps []step, states []model) error {
 		err = cerr
 	}
 	if err == nil {
-		_, err = verify(disk, "wal")
+		_, err = verify(disk, "wal", testKeys...)
 	}
 	if err != nil {
 		return fmt.Errorf("crash before %v of %s at %d during step %d: %w", c.op.Kind, c.op.Name, c.op.Offset, c.done, err)
@@ -97,13 +98,17 @@ func (c *crashPoint) check(steps []step, states []model) error {
 }
 
 func TestNothingAcknowledgedIsLostByACrashAtAnyOperation(t *testing.T) {
+	inBothForms(t, crashAtAnyOperation)
+}
+
+func crashAtAnyOperation(t *testing.T, config func(vfs.FS) Config) {
 	n, every := 250, 1
 	if testing.Short() || raceEnabled {
 		every = 7
 	}
 	for seed := range uint64(3) {
 		steps := drawSteps(seed, n, 4)
-		points, states, err := runWithCrashes(vfs.NewMem(), steps, every, seed)
+		points, states, err := runWithCrashes(config, vfs.NewMem(), steps, every, seed)
 		if err != nil {
 			t.Fatalf("seed %d: %v", seed, err)
 		}
@@ -122,7 +127,7 @@ func TestCrashChecksCatchALyingDisk(t *testing.T) {
 		fs := vfs.NewMem()
 		fs.Lie(lie)
 		steps := drawSteps(1, 60, 2)
-		points, states, err := runWithCrashes(fs, steps, 1, 1)
+		points, states, err := runWithCrashes(memConfig, fs, steps, 1, 1)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -143,7 +148,8 @@ func TestCrashChecksCatchALyingDisk(t *testing.T) {
 func TestModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		fs := vfs.NewMem()
-		cfg := memConfig(fs)
+		cfg := sealedConfig(fs)
+		cfg.Encrypt = rapid.Bool().Draw(rt, "encrypt")
 		cfg.CacheBytes = int64(rapid.SampledFrom([]int{1, 5000, 1 << 20}).Draw(rt, "cache"))
 		l, err := Open(quiet, nil, cfg)
 		if err != nil {
@@ -163,6 +169,7 @@ func TestModel(t *testing.T) {
 					_ = l.Close()
 				}
 				cfg.FS = fs
+				cfg.Encrypt = rapid.Bool().Draw(rt, "encrypt")
 				if l, err = Open(quiet, nil, cfg); err != nil {
 					rt.Fatal(err)
 				}
@@ -180,13 +187,15 @@ func TestModel(t *testing.T) {
 }
 
 // TestFailingWriteOrSyncLatches fails every write and sync of the log in turn.
-func TestFailingWriteOrSyncLatches(t *testing.T) {
+func TestFailingWriteOrSyncLatches(t *testing.T) { inBothForms(t, failingWriteOrSyncLatches) }
+
+func failingWriteOrSyncLatches(t *testing.T, config func(vfs.FS) Config) {
 	steps := drawSteps(5, 150, 3)
 	for n := 1; ; n++ {
 		if testing.Short() && n > 40 {
 			return
 		}
-		if failed, err := failAt(n, steps); err != nil {
+		if failed, err := failAt(config, n, steps); err != nil {
 			t.Fatalf("error at operation %d: %v", n, err)
 		} else if !failed {
 			t.Logf("%d operations", n)
@@ -196,7 +205,7 @@ func TestFailingWriteOrSyncLatches(t *testing.T) {
 }
 
 // failAt fails the n-th write or sync of a segment, in use or prepared, with EIO.
-func failAt(n int, steps []step) (failed bool, err error) {
+func failAt(config func(vfs.FS) Config, n int, steps []step) (failed bool, err error) {
 	fs := vfs.NewMem()
 	var mu sync.Mutex
 	ops, after, victim := 0, 0, ""
@@ -215,7 +224,7 @@ func failAt(n int, steps []step) (failed bool, err error) {
 		}
 		return nil
 	})
-	l, err := Open(quiet, nil, memConfig(fs))
+	l, err := Open(quiet, nil, config(fs))
 	if err != nil {
 		if failed {
 			return true, nil
@@ -249,7 +258,7 @@ func failAt(n int, steps []step) (failed bool, err error) {
 	if after > 0 {
 		return true, fmt.Errorf("%d more writes or syncs after the error", after)
 	}
-	c := crashPoint{disk: fs.CrashClone(nil), done: done}
+	c := crashPoint{config: config, disk: fs.CrashClone(nil), done: done}
 	states := make([]model, done+1)
 	states[done] = m
 	return true, c.check(steps, states)

@@ -15,10 +15,10 @@ import (
 
 // smallLog makes a log of a few segments and returns its disk, as Close left it
 // and as a kill without the last marker would.
-func smallLog(t *testing.T) (closed, killed *vfs.Mem, before, after model) {
+func smallLog(t *testing.T, config func(vfs.FS) Config) (closed, killed *vfs.Mem, before, after model) {
 	t.Helper()
 	fs := vfs.NewMem()
-	cfg := memConfig(fs)
+	cfg := config(fs)
 	cfg.SegmentBytes = 8 << 10
 	l := mustOpen(t, cfg)
 	m := model{}
@@ -41,7 +41,7 @@ func smallLog(t *testing.T) (closed, killed *vfs.Mem, before, after model) {
 	var crash atomic.Pointer[vfs.Mem]
 	before = m.clone()
 	fs.SetHook(func(op vfs.Op) error {
-		if op.Kind == vfs.OpWrite && strings.HasPrefix(op.Name, "wal/"+head) && op.Bytes == align(recordHeaderBytes) {
+		if op.Kind == vfs.OpWrite && strings.HasPrefix(op.Name, "wal/"+head) && op.Bytes == int(l.w.head.sealBytes()) {
 			crash.CompareAndSwap(nil, fs.Clone()) // the marker is about to be written
 		}
 		return nil
@@ -81,9 +81,16 @@ func outcome(fs vfs.FS, want ...model) (detected bool, err error) {
 }
 
 func TestEveryFlippedByteIsDetectedOrHarmless(t *testing.T) {
-	closed, killed, before, after := smallLog(t)
+	inBothForms(t, everyFlippedByteIsDetectedOrHarmless)
+}
+
+func everyFlippedByteIsDetectedOrHarmless(t *testing.T, config func(vfs.FS) Config) {
+	closed, killed, before, after := smallLog(t, config)
 	names, _ := closed.List("wal")
 	stride := 1
+	if strings.HasSuffix(t.Name(), "encrypted") {
+		stride = 3 // the bytes mean the same
+	}
 	if raceEnabled || testing.Short() {
 		stride = 41
 	}
@@ -132,7 +139,7 @@ func TestEveryFlippedByteIsDetectedOrHarmless(t *testing.T) {
 
 // usedBytes is where the records of a segment end.
 func usedBytes(fs vfs.FS, name string) int64 {
-	s, err := openSegment(fs, "wal", name, true)
+	s, err := openSegment(fs, "wal", name, true, testKeys)
 	if err != nil {
 		return 0
 	}
@@ -151,8 +158,10 @@ func partly(before, after model, group uint32, n uint64) model {
 	return m
 }
 
-func TestEveryTruncationIsDetected(t *testing.T) {
-	closed, _, _, _ := smallLog(t)
+func TestEveryTruncationIsDetected(t *testing.T) { inBothForms(t, everyTruncationIsDetected) }
+
+func everyTruncationIsDetected(t *testing.T, config func(vfs.FS) Config) {
+	closed, _, _, _ := smallLog(t, config)
 	names, _ := closed.List("wal")
 	stride := 1
 	if raceEnabled || testing.Short() {
@@ -176,8 +185,10 @@ func TestEveryTruncationIsDetected(t *testing.T) {
 	}
 }
 
-func TestEveryLostSegmentIsDetected(t *testing.T) {
-	closed, _, _, after := smallLog(t)
+func TestEveryLostSegmentIsDetected(t *testing.T) { inBothForms(t, everyLostSegmentIsDetected) }
+
+func everyLostSegmentIsDetected(t *testing.T, config func(vfs.FS) Config) {
+	closed, _, _, after := smallLog(t, config)
 	names, _ := closed.List("wal")
 	lost := 0
 	for i, name := range names {
@@ -200,8 +211,10 @@ func TestEveryLostSegmentIsDetected(t *testing.T) {
 	}
 }
 
-func TestZeroedPageIsDetected(t *testing.T) {
-	closed, _, _, after := smallLog(t)
+func TestZeroedPageIsDetected(t *testing.T) { inBothForms(t, zeroedPageIsDetected) }
+
+func zeroedPageIsDetected(t *testing.T, config func(vfs.FS) Config) {
+	closed, _, _, after := smallLog(t, config)
 	names, _ := closed.List("wal")
 	for _, name := range names {
 		for _, size := range []int{512, 4096} {
@@ -216,16 +229,18 @@ func TestZeroedPageIsDetected(t *testing.T) {
 	}
 }
 
-func TestVerifyNamesEveryDamagedSegment(t *testing.T) {
-	closed, _, _, _ := smallLog(t)
-	rep, err := verify(closed, "wal")
+func TestVerifyNamesEveryDamagedSegment(t *testing.T) { inBothForms(t, verifyNamesEveryDamagedSegment) }
+
+func verifyNamesEveryDamagedSegment(t *testing.T, config func(vfs.FS) Config) {
+	closed, _, _, _ := smallLog(t, config)
+	rep, err := verify(closed, "wal", testKeys...)
 	if err != nil || rep.Entries == 0 || len(rep.Groups) != 3 {
 		t.Fatalf("verify of a good log: %+v, %v", rep, err)
 	}
 	for _, name := range []string{segmentName(1), segmentName(2)} {
 		_ = closed.Mutate("wal/"+name, func(b []byte) []byte { b[headerBytes+100] ^= 1; return b })
 	}
-	rep, err = verify(closed, ".") // the node's directory finds the folder
+	rep, err = verify(closed, ".", testKeys...) // the node's directory finds the folder
 	var c *CorruptError
 	if !errors.As(err, &c) || len(rep.Damage) != 2 {
 		t.Fatalf("verify: %v, damage %v, want two segments", err, rep.Damage)
@@ -233,11 +248,11 @@ func TestVerifyNamesEveryDamagedSegment(t *testing.T) {
 	if c.Segment != segmentName(1) || !strings.Contains(c.Error(), "leave this node off") {
 		t.Errorf("damage %v does not name the segment and the remedy", c)
 	}
-	if _, err := Open(quiet, nil, Config{Dir: "wal", FS: closed, SegmentBytes: 8 << 10}); !errors.As(err, &c) {
+	if _, err := Open(quiet, nil, config(closed)); !errors.As(err, &c) {
 		t.Errorf("open of a damaged log: %v", err)
 	}
 	var out strings.Builder
-	if err := dump(closed, &out, "wal", Filter{}); err != nil || !strings.Contains(out.String(), "checksum") {
+	if err := dump(closed, &out, "wal", Filter{}, testKeys...); err != nil || !strings.Contains(out.String(), "checksum") {
 		t.Errorf("dump %v:\n%s", err, out.String())
 	}
 	if _, err := verify(vfs.NewMem(), "empty"); err == nil {
@@ -245,9 +260,11 @@ func TestVerifyNamesEveryDamagedSegment(t *testing.T) {
 	}
 }
 
-func TestReaderAndScrubberReportRot(t *testing.T) {
+func TestReaderAndScrubberReportRot(t *testing.T) { inBothForms(t, readerAndScrubberReportRot) }
+
+func readerAndScrubberReportRot(t *testing.T, config func(vfs.FS) Config) {
 	fs := vfs.NewMem()
-	cfg := memConfig(fs)
+	cfg := config(fs)
 	cfg.CacheBytes = 1
 	damage := make(chan *CorruptError, 8)
 	cfg.OnDamage = func(c *CorruptError) { damage <- c }
@@ -286,16 +303,18 @@ func TestReaderAndScrubberReportRot(t *testing.T) {
 	}
 }
 
-// TestTornTailIsCutAndStaysCut leaves sectors of an unfinished commit behind and
+func TestTornTailIsCutAndStaysCut(t *testing.T) { inBothForms(t, tornTailIsCutAndStaysCut) }
+
+// tornTailIsCutAndStaysCut leaves sectors of an unfinished commit behind and
 // checks that they never come back.
-func TestTornTailIsCutAndStaysCut(t *testing.T) {
+func tornTailIsCutAndStaysCut(t *testing.T, config func(vfs.FS) Config) {
 	for lost := range 6 {
 		t.Run(fmt.Sprint(lost), func(t *testing.T) {
 			fs := vfs.NewMem()
-			l := mustOpen(t, memConfig(fs))
+			l := mustOpen(t, config(fs))
 			mustStore(t, l.Group(1), entries(1, 1, 3, 1, 500))
 			mustClose(t, l)
-			l = mustOpen(t, memConfig(fs))
+			l = mustOpen(t, config(fs))
 			off, name := l.w.off, "wal/"+l.w.head.name
 			var torn *vfs.Mem
 			fs.SetHook(func(op vfs.Op) error {
@@ -308,7 +327,7 @@ func TestTornTailIsCutAndStaysCut(t *testing.T) {
 			fs.SetHook(nil)
 			start := (off/512 + 1 + int64(lost)) * 512 // a sector of the commit that did not make it
 			_ = torn.Mutate(name, func(b []byte) []byte { clear(b[start : start+512]); return b })
-			l = mustOpen(t, memConfig(torn))
+			l = mustOpen(t, config(torn))
 			g := l.Group(1)
 			last, _ := g.LastIndex()
 			if last < 3 || last > 8 {
@@ -317,7 +336,7 @@ func TestTornTailIsCutAndStaysCut(t *testing.T) {
 			wantEntries(t, g, 1, last, 1, 500)
 			mustStore(t, g, entries(1, last+1, last+1, 7, 10))
 			for range 2 {
-				l = mustOpen(t, memConfig(torn.CrashClone(nil)))
+				l = mustOpen(t, config(torn.CrashClone(nil)))
 				if again, _ := l.Group(1).LastIndex(); again != last+1 {
 					t.Fatalf("after the cut the log ends at %d, want %d", again, last+1)
 				}

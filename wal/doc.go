@@ -41,8 +41,8 @@
 //
 // # What it does not do
 //
-// No compression (entries arrive compressed), no encryption, no batching beyond
-// the group commit, no retry. It does not decide what may be deleted: raft asks
+// No compression (entries arrive compressed), no batching beyond the group commit,
+// no retry. Encryption is optional (Config.Encrypt); the keys are the operator's. It does not decide what may be deleted: raft asks
 // and the floor limits.
 //
 // # Example

@@ -23,6 +23,9 @@ const (
 
 	formatVersion = 1
 
+	// headerWrapped is where the wrapped data key starts in the header.
+	headerWrapped = 320
+
 	// identityBytesMax bounds the node and cluster names in a segment header.
 	identityBytesMax = 128
 )
@@ -176,6 +179,7 @@ type segmentHeader struct {
 	logID     [16]byte
 	node      string
 	cluster   string
+	wrapped   wrappedKey // of an encrypted segment
 }
 
 func (h *segmentHeader) encode() []byte {
@@ -190,6 +194,9 @@ func (h *segmentHeader) encode() []byte {
 	b = append(append(b, byte(len(h.node))), h.node...)
 	b = append(append(b, byte(len(h.cluster))), h.cluster...)
 	b = b[:headerUsed]
+	w := append(b[:headerWrapped], h.wrapped.algorithm, 0, 0, 0, 0, 0, 0, 0)
+	w = append(append(append(w, h.wrapped.keyID[:]...), h.wrapped.nonce[:]...), h.wrapped.data[:]...)
+	clear(w[len(w):headerUsed])
 	binary.LittleEndian.PutUint32(b[headerUsed-4:], crc32.Checksum(b[:headerUsed-4], castagnoli))
 	return b
 }
@@ -220,7 +227,12 @@ func decodeHeader(b []byte) (segmentHeader, error) {
 		return segmentHeader{}, fmt.Errorf("header: segment size %d is impossible", size)
 	}
 	h.bytes = int64(size)
-	rest := b[56 : headerUsed-4]
+	w := b[headerWrapped:]
+	h.wrapped.algorithm = w[0]
+	copy(h.wrapped.keyID[:], w[8:])
+	copy(h.wrapped.nonce[:], w[8+keyIDBytes:])
+	copy(h.wrapped.data[:], w[8+keyIDBytes+nonceBytes:])
+	rest := b[56:headerWrapped]
 	var err error
 	if h.node, rest, err = takeName(rest); err != nil {
 		return segmentHeader{}, err

@@ -11,11 +11,12 @@ func (l *Log) mark(want proof) {
 	if w.marked >= want || l.Err() != nil {
 		return
 	}
+	over := int64(w.head.overhead())
 	var pad int64 // a marker's body that reaches to the next page
 	if want == markedFar {
-		pad = (pageBytes - (w.off+recordHeaderBytes)%pageBytes) % pageBytes
+		pad = (pageBytes - (w.off+recordHeaderBytes+over)%pageBytes) % pageBytes
 	}
-	if w.off+recordHeaderBytes+pad+2*sealBytes > w.head.bytes {
+	if w.off+recordHeaderBytes+over+pad+2*w.head.sealBytes() > w.head.bytes {
 		// No room: the checkpoint of the next segment proves it as well. A full
 		// disk leaves the last commit unproven, which costs nothing but certainty.
 		if l.rotate() == nil {
@@ -26,16 +27,17 @@ func (l *Log) mark(want proof) {
 	r := record{typ: typeMarker, flags: flagLast, commit: w.commit + 1}
 	var buf []byte
 	if want == markedFar {
-		buf = appendRecord(nil, w.head.key, &record{typ: typeMarker, commit: r.commit, body: make([]byte, pad)})
+		buf = w.head.append(nil, &record{typ: typeMarker, commit: r.commit, body: make([]byte, pad)})
 	}
-	if l.write(appendRecord(buf, w.head.key, &r)) == nil {
+	if l.write(w.head.append(buf, &r)) == nil {
 		w.marked = want
 	}
 }
 
-// room makes sure that n bytes and a seal fit behind the head's end.
+// room makes sure that n bytes and a seal fit behind the head's end, and that they
+// are encrypted as they should be.
 func (l *Log) room(n int64) error {
-	for l.w.off+n+sealBytes > l.w.head.bytes {
+	for l.w.off+n+l.w.head.sealBytes() > l.w.head.bytes || !l.current(l.w.head) {
 		if err := l.rotate(); err != nil {
 			return err
 		}
@@ -52,7 +54,7 @@ func (l *Log) rotate() error {
 		return err
 	}
 	seal := record{typ: typeSeal, flags: flagLast, commit: w.commit + 1}
-	if err := l.write(appendRecord(nil, w.head.key, &seal)); err != nil {
+	if err := l.write(w.head.append(nil, &seal)); err != nil {
 		return err
 	}
 	full := w.head
@@ -85,14 +87,15 @@ func (l *Log) checkpoint() error {
 		}
 	}
 	binary.LittleEndian.PutUint32(body, n)
-	if room := min(l.halfSegment(), l.w.head.bytes-headerBytes-sealBytes); int64(len(body)) > room-2*recordHeaderBytes {
+	head := l.w.head
+	if room := min(l.halfSegment(), head.bytes-headerBytes-head.sealBytes()); int64(len(body)) > room-2*int64(recordHeaderBytes+head.overhead()) {
 		return l.fail(fmt.Errorf("checkpoint of %d groups takes %d bytes: raise the segment size", n, len(body)))
 	}
 	r := record{typ: typeCheckpoint, flags: flagLast, commit: l.w.commit + 1, body: body}
 	l.w.marked = markedNear
-	if err := l.write(appendRecord(nil, l.w.head.key, &r)); err != nil {
+	if err := l.write(head.append(nil, &r)); err != nil {
 		return err
 	}
-	l.w.head.base.Store(l.w.off)
+	head.base.Store(l.w.off)
 	return nil
 }

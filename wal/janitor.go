@@ -220,7 +220,7 @@ func (j *janitor) move(s *segment, off int64, raw []byte, r *record) (move, bool
 	j.l.gmu.RLock()
 	g := j.l.groups[r.group]
 	j.l.gmu.RUnlock()
-	from := location{segment: s.id(), offset: uint32(off), size: uint32(len(raw))}
+	from := location{segment: s.id(), offset: uint32(off), size: uint32(len(raw) + s.overhead())}
 	if g == nil || !g.isAt(r.index, from) {
 		return move{}, false, nil
 	}

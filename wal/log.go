@@ -79,6 +79,7 @@ func Open(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Log, err
 		stop: make(chan struct{}), written: make(chan struct{}),
 	}
 	l.w.patience = cfg.Linger
+	l.w.plan.over = l.overhead()
 	l.janitor = newJanitor(l)
 	l.scrub = newScrubber(l)
 	if err := l.recover(); err != nil {
@@ -296,7 +297,7 @@ func (l *Log) damaged(s *segment, err error) {
 // halfSegment is how much a commit and a checkpoint may each take of a segment.
 func (l *Log) halfSegment() int64 { return (l.cfg.SegmentBytes - headerBytes) / 2 }
 
-func (l *Log) entryBytesMax() int64 { return l.halfSegment() - 2*recordHeaderBytes }
+func (l *Log) entryBytesMax() int64 { return l.halfSegment() - 2*recordHeaderBytes - l.overhead() }
 
 // now is the wall clock, for people who read the headers.
 func now() int64 { return time.Now().UnixMicro() }

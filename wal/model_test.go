@@ -260,7 +260,7 @@ func holds(l *Log) func(id uint32) held {
 
 // replayed reads a log without opening it for writing.
 func replayed(fs vfs.FS, dir string) (func(id uint32) held, *replay, error) {
-	p := &replay{fs: fs, dir: dir, readOnly: true, strict: true}
+	p := &replay{fs: fs, dir: dir, readOnly: true, strict: true, keys: testKeys}
 	if err := p.load(); err != nil {
 		return nil, p, err
 	}

@@ -260,6 +260,11 @@ func (p *preparer) make(old *segment, seq uint64) (*segment, error) {
 		seq: seq, bytes: p.l.cfg.SegmentBytes, created: now(), logID: p.id, node: p.l.cfg.Node, cluster: p.l.cfg.Cluster,
 	}
 	s.key = newSegmentKey(s.logID, s.seq)
+	if p.l.cfg.Encrypt {
+		if err := s.encrypt(p.l.cfg.Keys[0]); err != nil {
+			return nil, fmt.Errorf("prepare log segment %s: %w", s.name, err)
+		}
+	}
 	s.base.Store(headerBytes)
 	s.end.Store(headerBytes)
 	spare := filepath.Join(p.l.dir, s.name+spareSuffix)

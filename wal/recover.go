@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/sluice-iot/sluice/internal/vfs"
@@ -29,6 +30,7 @@ type replay struct {
 	readOnly bool
 	strict   bool // a checkpoint must say what the records before it say
 	log      *Log // groups belong to it
+	keys     []Key
 
 	segs   []*segment // all, in order of sequence
 	used   int        // segs[:used] hold records; the last of them is the head
@@ -50,7 +52,7 @@ func (p *replay) load() error {
 		if !strings.HasSuffix(name, ".wal") {
 			continue
 		}
-		s, err := openSegment(p.fs, p.dir, name, p.readOnly)
+		s, err := openSegment(p.fs, p.dir, name, p.readOnly, p.keys)
 		if err != nil {
 			return err
 		}
@@ -110,7 +112,7 @@ func (p *replay) follows(i int, s *segment, before, t tail) error {
 func (p *replay) hasRecords(i int) bool {
 	for _, s := range p.segs[i:] {
 		w := &window{s: s}
-		if _, _, err := w.record(headerBytes); err == nil {
+		if _, _, _, err := w.record(headerBytes); err == nil {
 			return true
 		}
 	}
@@ -164,10 +166,10 @@ func (p *replay) record(s *segment, off int64, r *record) error {
 	switch r.typ {
 	case typeCheckpoint:
 		err = p.checkpoint(s, r.body)
-		s.base.Store(off + int64(align(recordHeaderBytes+len(r.body))))
+		s.base.Store(off + int64(align(recordHeaderBytes+len(r.body)+s.overhead())))
 	case typeMarker, typeSeal:
 	case typeEntry, typeRelocated, typeTruncate, typePrefix, typeDetach, typeStable, typeRemove:
-		loc := location{segment: s.id(), offset: uint32(off), size: uint32(recordHeaderBytes + len(r.body))}
+		loc := location{segment: s.id(), offset: uint32(off), size: uint32(recordHeaderBytes + len(r.body) + s.overhead())}
 		err = p.group(r.group).apply(r, loc, p.account)
 	default:
 		err = fmt.Errorf("record type %d is not known", r.typ)
@@ -232,7 +234,7 @@ func (p *replay) holes() error {
 
 // recover reads the log into l and prepares it for writing.
 func (l *Log) recover() error {
-	p := &replay{fs: l.fs, dir: l.dir, log: l}
+	p := &replay{fs: l.fs, dir: l.dir, log: l, keys: l.cfg.Keys}
 	l.prep = newPreparer(l, [16]byte{}, 1, nil)
 	err := p.load()
 	l.groups = p.groups
@@ -252,6 +254,9 @@ func (l *Log) recover() error {
 		}
 	}
 	if err := l.removeSpares(); err != nil {
+		return err
+	}
+	if err := l.removeStale(p); err != nil {
 		return err
 	}
 	if len(p.segs) == 0 {
@@ -296,6 +301,23 @@ func (l *Log) removeSpares() error {
 	return nil
 }
 
+// removeStale deletes the prepared segments when they are not encrypted as the
+// configuration says now, the last one first, so that the rest has no gap.
+func (l *Log) removeStale(p *replay) error {
+	if !slices.ContainsFunc(l.prep.ready, func(s *segment) bool { return !l.current(s) }) {
+		return nil
+	}
+	for n := len(l.prep.ready); n > 0; n-- {
+		s := l.prep.ready[n-1]
+		l.prep.ready = l.prep.ready[:n-1]
+		if err := l.prep.discard(s); err != nil {
+			return err
+		}
+	}
+	p.segs = p.segs[:p.used]
+	return nil
+}
+
 // create makes the first segment of a new log.
 func (l *Log) create() error {
 	if _, err := rand.Read(l.prep.id[:]); err != nil {
@@ -326,7 +348,7 @@ func (l *Log) resume(p *replay) error {
 	if p.tail.records == 0 {
 		return l.checkpoint()
 	}
-	if l.w.off+recordHeaderBytes+2*sealBytes > head.bytes {
+	if l.w.off+recordHeaderBytes+int64(head.overhead())+2*head.sealBytes() > head.bytes {
 		return l.settle()
 	}
 	l.mark(markedNear)

@@ -14,7 +14,8 @@ const windowBytes = 1 << 20
 type window struct {
 	s    *segment
 	buf  []byte
-	base int64 // file offset of buf[0]
+	base int64  // file offset of buf[0]
+	open []byte // the latest record in the clear, of an encrypted segment
 }
 
 // bytes returns n bytes at off; they are valid until the next call. The range
@@ -62,8 +63,8 @@ func (t *tail) unfinished() uint64 {
 
 var errCommitOrder = errors.New("group commit number is out of order")
 
-// visitor gets the good records of a segment; raw and the record's body are
-// valid during the visit only.
+// visitor gets the good records of a segment in the clear; raw and the record's
+// body are valid during the visit only.
 type visitor func(off int64, raw []byte, r *record) error
 
 // scan visits the records of a segment from its start while they are good. The
@@ -80,7 +81,7 @@ func (s *segment) scan(visit visitor) (tail, error) {
 func (s *segment) scanOn(t *tail, limit int64, visit visitor) error {
 	w := &window{s: s}
 	for end := t.off + limit; t.off < end && s.bytes-t.off >= recordHeaderBytes; {
-		raw, r, err := w.record(t.off)
+		raw, r, size, err := w.record(t.off)
 		if err != nil {
 			if isBadRecord(err) {
 				t.why = err
@@ -102,7 +103,7 @@ func (s *segment) scanOn(t *tail, limit int64, visit visitor) error {
 		}
 		t.records++
 		t.commit, t.last = r.commit, r.flags&flagLast != 0
-		t.off += int64(align(len(raw)))
+		t.off += int64(align(size))
 		if r.typ == typeSeal {
 			t.sealed = true
 			return nil
@@ -115,22 +116,26 @@ func isBadRecord(err error) bool {
 	return errors.Is(err, errNoRecord) || errors.Is(err, errBadLength) || errors.Is(err, errBadChecksum)
 }
 
-// record reads the record at off.
-func (w *window) record(off int64) ([]byte, record, error) {
+// record reads the record at off: in the clear, and how many bytes it has on disk.
+func (w *window) record(off int64) (raw []byte, r record, size int, err error) {
 	head, err := w.bytes(off, recordHeaderBytes)
 	if err != nil {
-		return nil, record{}, err
+		return nil, record{}, 0, err
 	}
 	n, err := recordSize(head, w.s.key, w.s.bytes-off)
 	if err != nil {
-		return nil, record{}, err
+		return nil, record{}, 0, err
 	}
-	raw, err := w.bytes(off, n)
-	if err != nil {
-		return nil, record{}, err
+	if raw, err = w.bytes(off, n); err != nil {
+		return nil, record{}, 0, err
 	}
-	r, err := decodeRecord(raw, w.s.key)
-	return raw, r, err
+	if r, err = decodeRecord(raw, w.s.key); err != nil || w.s.aead == nil {
+		return raw, r, n, err
+	}
+	if w.open, err = w.s.unseal(w.open, raw, off); err != nil {
+		return nil, record{}, 0, err
+	}
+	return w.open, parseRecord(w.open), n, nil
 }
 
 // remains describes good records behind a bad one.
@@ -164,14 +169,14 @@ func (s *segment) search(off int64) (remains, error) {
 		if s.bytes-off < recordHeaderBytes {
 			break
 		}
-		raw, r, err := read.record(off)
+		_, r, size, err := read.record(off)
 		switch {
 		case err == nil:
 			if !out.found || r.commit > out.commit {
 				out.off, out.commit = off, r.commit
 			}
 			out.found = true
-			out.end = off + int64(align(len(raw)))
+			out.end = off + int64(align(size))
 			off = out.end
 		case isBadRecord(err):
 			off += recordAlign

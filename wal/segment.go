@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"crypto/cipher"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +18,7 @@ type segment struct {
 	name string // base name
 	f    vfs.File
 	key  segmentKey
+	aead cipher.AEAD // of the data key; nil for a segment in the clear
 
 	// use is held for reading while the file is read, and for writing by the
 	// janitor before the file gets another name and another life.
@@ -45,7 +47,7 @@ func (s *segment) corrupt(off int64, reason string, err error) *CorruptError {
 	return &CorruptError{Segment: s.name, Offset: off, Reason: reason, Err: err}
 }
 
-// readRecord reads and verifies the record at loc.
+// readRecord reads and verifies the record at loc and returns it in the clear.
 func (s *segment) readRecord(loc location) ([]byte, error) {
 	raw := make([]byte, loc.size)
 	if _, err := s.f.ReadAt(raw, int64(loc.offset)); err != nil {
@@ -57,11 +59,15 @@ func (s *segment) readRecord(loc location) ([]byte, error) {
 	if _, err := decodeRecord(raw, s.key); err != nil {
 		return nil, s.corrupt(int64(loc.offset), "entry cannot be read", err)
 	}
+	if s.aead != nil {
+		return s.unseal(nil, raw, int64(loc.offset))
+	}
 	return raw, nil
 }
 
-// openSegment opens one file and reads its header.
-func openSegment(fs vfs.FS, dir, name string, readOnly bool) (*segment, error) {
+// openSegment opens one file and reads its header. An encrypted one needs its
+// operator key.
+func openSegment(fs vfs.FS, dir, name string, readOnly bool, keys []Key) (*segment, error) {
 	open := fs.Open
 	if readOnly {
 		open = fs.OpenRead
@@ -71,7 +77,11 @@ func openSegment(fs vfs.FS, dir, name string, readOnly bool) (*segment, error) {
 		return nil, fmt.Errorf("open log segment: %w", err)
 	}
 	s := &segment{name: name, f: f}
-	if err := s.readHeader(); err != nil {
+	err = s.readHeader()
+	if err == nil {
+		err = s.unlock(keys)
+	}
+	if err != nil {
 		_ = f.Close()
 		return nil, err
 	}

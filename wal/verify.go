@@ -33,6 +33,7 @@ type SegmentStats struct {
 	Used    int64  // where its records end
 	Live    int64  // bytes of live entries
 	State   string // "sealed", "head" or "empty"
+	Key     string // ID of the operator key of an encrypted segment, else empty
 	Created time.Time
 }
 
@@ -57,14 +58,15 @@ type Report struct {
 
 // Verify reads a closed log completely: every checksum, the order of group
 // commits, the original checksums of relocated entries, and that every entry of
-// every group is there. dir is a node's data directory or its wal folder. The
-// error is Damage[0] for damage; a torn tail is none.
-func Verify(dir string) (Report, error) { return verify(vfs.OS{}, dir) }
+// every group is there. dir is a node's data directory or its wal folder; keys
+// are for encrypted segments. The error is Damage[0] for damage; a torn tail is
+// none.
+func Verify(dir string, keys ...Key) (Report, error) { return verify(vfs.OS{}, dir, keys...) }
 
 // Stat describes a closed log. It reads all of it, because only the records know
 // what is live.
-func Stat(dir string) (Stats, error) {
-	r, err := verify(vfs.OS{}, dir)
+func Stat(dir string, keys ...Key) (Stats, error) {
+	r, err := verify(vfs.OS{}, dir, keys...)
 	return r.Stats, err
 }
 
@@ -84,14 +86,14 @@ func find(fs vfs.FS, dir string) (string, io.Closer, error) {
 	return "", nil, fmt.Errorf("read log: no *.wal files in %s or %s", dir, filepath.Join(dir, "wal"))
 }
 
-func verify(fs vfs.FS, dir string) (Report, error) {
+func verify(fs vfs.FS, dir string, keys ...Key) (Report, error) {
 	d, lock, err := find(fs, dir)
 	if err != nil {
 		return Report{}, err
 	}
 	defer func() { _ = lock.Close() }()
 	rep := Report{Stats: Stats{Dir: d}}
-	p := &replay{fs: fs, dir: d, readOnly: true, strict: true}
+	p := &replay{fs: fs, dir: d, readOnly: true, strict: true, keys: keys}
 	p.visit = func(s *segment, off int64, r *record) error {
 		rep.Records++
 		if r.typ != typeRelocated {
@@ -111,7 +113,7 @@ func verify(fs vfs.FS, dir string) (Report, error) {
 	}
 	if c != nil {
 		rep.Damage = append(rep.Damage, c)
-		if err := rep.others(fs, d); err != nil {
+		if err := rep.others(fs, d, keys); err != nil {
 			return rep, fmt.Errorf("verify log %s: %w", d, err)
 		}
 		return rep, rep.Damage[0]
@@ -126,7 +128,7 @@ func (p *replay) close() {
 }
 
 // others checks the segments one by one after damage was found in one of them.
-func (rep *Report) others(fs vfs.FS, dir string) error {
+func (rep *Report) others(fs vfs.FS, dir string, keys []Key) error {
 	names, err := fs.List(dir)
 	if err != nil {
 		return err
@@ -136,7 +138,7 @@ func (rep *Report) others(fs vfs.FS, dir string) error {
 			continue
 		}
 		var c *CorruptError
-		if err := inspect(fs, dir, name); errors.As(err, &c) {
+		if err := inspect(fs, dir, name, keys); errors.As(err, &c) {
 			rep.Damage = append(rep.Damage, c)
 		} else if err != nil {
 			return err
@@ -146,8 +148,8 @@ func (rep *Report) others(fs vfs.FS, dir string) error {
 }
 
 // inspect checks one segment by itself.
-func inspect(fs vfs.FS, dir, name string) error {
-	s, err := openSegment(fs, dir, name, true)
+func inspect(fs vfs.FS, dir, name string, keys []Key) error {
+	s, err := openSegment(fs, dir, name, true, keys)
 	if err != nil {
 		return err
 	}
@@ -167,7 +169,7 @@ func (rep *Report) fill(p *replay) {
 	for i, s := range p.segs {
 		rep.Node, rep.Cluster = s.node, s.cluster
 		st := SegmentStats{
-			Name: s.name, Bytes: s.bytes, Used: s.end.Load(), Live: s.live.Load(), State: "empty",
+			Name: s.name, Bytes: s.bytes, Used: s.end.Load(), Live: s.live.Load(), State: "empty", Key: s.keyID(),
 			Created: time.UnixMicro(s.created).UTC(),
 		}
 		switch {
@@ -210,10 +212,13 @@ func (f *Filter) match(r *record) bool {
 }
 
 // Dump prints the records of a closed log, one a line, in the order in which they
-// were written; damage ends the segment it is in and is printed too.
-func Dump(w io.Writer, dir string, filter Filter) error { return dump(vfs.OS{}, w, dir, filter) }
+// were written; damage ends the segment it is in and is printed too. keys are for
+// encrypted segments.
+func Dump(w io.Writer, dir string, filter Filter, keys ...Key) error {
+	return dump(vfs.OS{}, w, dir, filter, keys...)
+}
 
-func dump(fs vfs.FS, w io.Writer, dir string, filter Filter) error {
+func dump(fs vfs.FS, w io.Writer, dir string, filter Filter, keys ...Key) error {
 	d, lock, err := find(fs, dir)
 	if err != nil {
 		return err
@@ -228,15 +233,18 @@ func dump(fs vfs.FS, w io.Writer, dir string, filter Filter) error {
 		if !strings.HasSuffix(name, ".wal") {
 			continue
 		}
-		if err := dumpSegment(fs, out, d, name, &filter); err != nil {
+		if err := dumpSegment(fs, out, d, name, &filter, keys); err != nil {
 			return errors.Join(err, out.Flush())
 		}
 	}
 	return out.Flush()
 }
 
-func dumpSegment(fs vfs.FS, out *bufio.Writer, dir, name string, filter *Filter) error {
-	s, err := openSegment(fs, dir, name, true)
+func dumpSegment(fs vfs.FS, out *bufio.Writer, dir, name string, filter *Filter, keys []Key) error {
+	s, err := openSegment(fs, dir, name, true, keys)
+	if errors.Is(err, ErrKey) {
+		return err
+	}
 	if err != nil {
 		_, werr := fmt.Fprintf(out, "%s: %v\n", name, err)
 		return werr

@@ -29,6 +29,24 @@ func memConfig(fs vfs.FS) Config {
 	return Config{Dir: "wal", FS: fs, SegmentBytes: 16 << 10, ScrubBytesPerSecond: -1}
 }
 
+// testKeys are operator keys; all checks have them.
+var testKeys = []Key{
+	Key(bytes.Repeat([]byte{0xa1, 0x57}, keyBytes/2)), Key(bytes.Repeat([]byte{0xb2, 0x68}, keyBytes/2)), Key(bytes.Repeat([]byte{0xc3, 0x79}, keyBytes/2)),
+}
+
+// sealedConfig is memConfig with encryption.
+func sealedConfig(fs vfs.FS) Config {
+	c := memConfig(fs)
+	c.Encrypt, c.Keys = true, testKeys[:1]
+	return c
+}
+
+// inBothForms runs a test on logs in the clear and on encrypted ones.
+func inBothForms(t *testing.T, test func(t *testing.T, config func(vfs.FS) Config)) {
+	t.Run("plain", func(t *testing.T) { test(t, memConfig) })
+	t.Run("encrypted", func(t *testing.T) { test(t, sealedConfig) })
+}
+
 func mustOpen(t testing.TB, cfg Config) *Log {
 	t.Helper()
 	l, err := Open(quiet, nil, cfg)

@@ -28,8 +28,6 @@ const (
 	farMarkerDelay = time.Second
 
 	pageBytes = 4096
-
-	sealBytes = (recordHeaderBytes + recordAlign - 1) &^ (recordAlign - 1)
 )
 
 // writer is the state of the one goroutine that writes. Nobody else touches it.
@@ -60,7 +58,8 @@ const (
 type plan struct {
 	number uint64
 	items  []item
-	bytes  int64
+	bytes  int64      // on disk
+	over   int64      // of them per record for encryption
 	done   []*request // end with this commit
 	open   *request   // continues in the next one
 	opened bool       // and began in this one
@@ -72,7 +71,7 @@ type item struct {
 	rec    record
 	log    *raft.Log // an entry; rec is unused then
 	commit uint64    // raft commit index to store with log, if not 0
-	size   int
+	size   int       // in the clear
 }
 
 func (p *plan) reset() {
@@ -90,7 +89,7 @@ func (p *plan) add(it item) {
 		it.size = recordHeaderBytes + len(it.rec.body)
 	}
 	p.items = append(p.items, it)
-	p.bytes += int64(align(it.size))
+	p.bytes += int64(align(it.size)) + p.over
 }
 
 // run is the writer goroutine.
@@ -258,8 +257,16 @@ func (l *Log) commitPlan() error {
 	for i := range p.items {
 		buf = l.encode(buf, &p.items[i], i == len(p.items)-1)
 	}
-	start := l.w.off
-	if err := l.write(buf); err != nil {
+	start, disk := l.w.off, buf
+	if head := l.w.head; head.aead != nil {
+		disk = make([]byte, 0, p.bytes)
+		at := 0
+		for i := range p.items {
+			disk = head.seal(disk, buf[at:at+p.items[i].size])
+			at += align(p.items[i].size)
+		}
+	}
+	if err := l.write(disk); err != nil {
 		return err
 	}
 	l.metrics.commitRequests.Observe(float64(len(p.done)))
@@ -303,15 +310,18 @@ func (l *Log) write(buf []byte) error {
 	return nil
 }
 
-// publish applies the synced records of the plan, which start at file offset start.
-func (l *Log) publish(buf []byte, start int64) error {
+// publish applies the synced records of the plan, which are in buf in the clear
+// and start at file offset off.
+func (l *Log) publish(buf []byte, off int64) error {
 	w := &l.w
+	over := w.head.overhead()
 	var at, stored int
 	defer func() { l.metrics.entries.Add(float64(stored)) }()
 	for i := range w.plan.items {
 		it := &w.plan.items[i]
 		raw := buf[at : at+it.size : at+it.size]
-		loc := location{segment: w.head.id(), offset: uint32(start + int64(at)), size: uint32(it.size)}
+		loc := location{segment: w.head.id(), offset: uint32(off), size: uint32(it.size + over)}
+		off += int64(align(it.size + over))
 		at += align(it.size)
 		r := parseRecord(raw)
 		g := it.g

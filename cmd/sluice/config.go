@@ -79,7 +79,8 @@ type FlushConfig struct {
 
 // WALConfig is the log of the node.
 type WALConfig struct {
-	SegmentMiB int `yaml:"segment_mib"` // size of a preallocated segment file
+	SegmentMiB int              `yaml:"segment_mib"` // size of a preallocated segment file
+	Encryption EncryptionConfig `yaml:"encryption"`
 }
 
 // LogConfig is what the node says on stderr.
@@ -289,6 +290,9 @@ func (c *Config) Validate() error {
 	}
 	if c.WAL.SegmentMiB < 1 || c.WAL.SegmentMiB > 1024 {
 		problem("wal.segment_mib", "is %d: use 1 to 1024", c.WAL.SegmentMiB)
+	}
+	if err := c.WAL.Encryption.validate(); err != nil {
+		problem("wal.encryption", "%v", err)
 	}
 	if host, _, err := net.SplitHostPort(c.Debug.Listen); c.Debug.Listen != "" && (err != nil || !net.ParseIP(host).IsLoopback()) {
 		problem("debug.listen", "%q is not host:port on loopback (profiles show what is in memory): use 127.0.0.1:6060", c.Debug.Listen)

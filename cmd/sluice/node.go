@@ -126,8 +126,13 @@ func (n *node) openData(context.Context) (func() error, error) {
 	if n.identity, err = cluster.LoadOrCreateIdentity(dir, n.cfg.Node.ID, n.cfg.Node.Zone); err != nil {
 		return nil, err
 	}
+	keys, err := n.cfg.WAL.Encryption.keys()
+	if err != nil {
+		return n.identity.Close, err
+	}
 	n.log, err = wal.Open(n.logger, n.registry, wal.Config{
 		Dir: filepath.Join(dir, "wal"), Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
+		Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys,
 	})
 	if err != nil {
 		return n.identity.Close, fmt.Errorf("open log: %w", err)

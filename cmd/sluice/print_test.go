@@ -131,7 +131,7 @@ func TestLogStatistics(t *testing.T) {
 	st := wal.Stats{
 		Dir: "data/n0/wal", Node: "n0.5f3a9c1e",
 		Segments: []wal.SegmentStats{
-			{Name: "0000000000000001.wal", Bytes: 64 << 20, Used: 64 << 20, Live: 12 << 20, State: "sealed", Created: time.Unix(1_769_181_886, 0).UTC()},
+			{Name: "0000000000000001.wal", Bytes: 64 << 20, Used: 64 << 20, Live: 12 << 20, State: "sealed", Created: time.Unix(1_769_181_886, 0).UTC(), Key: "8c1f0e6b5d3a2974"},
 			{Name: "0000000000000002.wal", Bytes: 64 << 20, Used: 4 << 10, State: "empty"},
 		},
 		Groups: []wal.GroupStats{{ID: 0, First: 1, Last: 36, Bytes: 4500}, {ID: 1, First: 1001, Last: 70_000, Floor: 69_000, Commit: 70_000, Bytes: 3 << 20, Hidden: true}},

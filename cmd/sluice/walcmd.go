@@ -18,13 +18,18 @@ type walCmd struct {
 }
 
 type walVerifyCmd struct {
-	Dir  string `arg:"" type:"path" help:"Data directory of a node."`
-	JSON bool   `name:"json" help:"Print JSON."`
+	walKeys `embed:""`
+	Dir     string `arg:"" type:"path" help:"Data directory of a node."`
+	JSON    bool   `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
 func (c *walVerifyCmd) Run() error {
-	rep, err := wal.Verify(c.Dir)
+	keys, err := c.keys()
+	if err != nil {
+		return err
+	}
+	rep, err := wal.Verify(c.Dir, keys...)
 	if err != nil && len(rep.Damage) == 0 {
 		return err
 	}
@@ -59,13 +64,18 @@ func printTorn(w io.Writer, t *wal.Torn) {
 }
 
 type walStatCmd struct {
-	Dir  string `arg:"" type:"path" help:"Data directory of a node."`
-	JSON bool   `name:"json" help:"Print JSON."`
+	walKeys `embed:""`
+	Dir     string `arg:"" type:"path" help:"Data directory of a node."`
+	JSON    bool   `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
 func (c *walStatCmd) Run() error {
-	st, err := wal.Stat(c.Dir)
+	keys, err := c.keys()
+	if err != nil {
+		return err
+	}
+	st, err := wal.Stat(c.Dir, keys...)
 	if err != nil {
 		return err
 	}
@@ -77,13 +87,17 @@ func (c *walStatCmd) Run() error {
 
 func printWALStats(w io.Writer, st *wal.Stats) error {
 	fmt.Fprintf(w, "log of node %s in %s\n\n", st.Node, st.Dir)
-	t := newTable(w, "SEGMENT", "STATE", ">SIZE", ">USED", ">LIVE", "CREATED")
+	t := newTable(w, "SEGMENT", "STATE", ">SIZE", ">USED", ">LIVE", "CREATED", "KEY")
 	for _, s := range st.Segments {
 		created := "-"
 		if s.Created.Unix() > 0 {
 			created = s.Created.Format("2006-01-02T15:04:05Z")
 		}
-		t.row(s.Name, s.State, size(s.Bytes), size(s.Used), size(s.Live), created)
+		key := s.Key
+		if key == "" {
+			key = "-"
+		}
+		t.row(s.Name, s.State, size(s.Bytes), size(s.Used), size(s.Live), created, key)
 	}
 	if err := t.flush(); err != nil {
 		return err
@@ -108,11 +122,12 @@ func printWALStats(w io.Writer, st *wal.Stats) error {
 }
 
 type walDumpCmd struct {
-	Dir   string  `arg:"" type:"path" help:"Data directory of a node."`
-	Group *uint32 `help:"Only this raft group: 0 is the meta group, shard s is group s+1."`
-	From  uint64  `default:"0" help:"Smallest index."`
-	To    uint64  `default:"0" help:"Largest index; 0: no end."`
-	Data  bool    `help:"Print the bytes too."`
+	walKeys `embed:""`
+	Dir     string  `arg:"" type:"path" help:"Data directory of a node."`
+	Group   *uint32 `help:"Only this raft group: 0 is the meta group, shard s is group s+1."`
+	From    uint64  `default:"0" help:"Smallest index."`
+	To      uint64  `default:"0" help:"Largest index; 0: no end."`
+	Data    bool    `help:"Print the bytes too."`
 }
 
 // Run implements kong.
@@ -120,7 +135,11 @@ func (c *walDumpCmd) Run() error {
 	if c.To != 0 && c.To < c.From {
 		return errors.New("to is smaller than from")
 	}
+	keys, err := c.keys()
+	if err != nil {
+		return err
+	}
 	out := bufio.NewWriter(os.Stdout)
-	err := wal.Dump(out, c.Dir, wal.Filter{Group: c.Group, From: c.From, To: c.To, Data: c.Data})
+	err = wal.Dump(out, c.Dir, wal.Filter{Group: c.Group, From: c.From, To: c.To, Data: c.Data}, keys...)
 	return errors.Join(err, out.Flush())
 }
