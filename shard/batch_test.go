@@ -65,7 +65,7 @@ func TestBatchIsCanonicalAndReadsBackFromTheStore(t *testing.T) {
 		}
 	}
 	for _, d := range devices {
-		got, err := files.Read(context.Background(), 3, 40, queryAll(d))
+		got, _, err := files.Read(context.Background(), 3, 40, queryAll(d))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -1,7 +1,6 @@
 package shard
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -240,23 +239,13 @@ func (n *testNode) fetch(ctx context.Context) {
 }
 
 func (n *testNode) copySegments(ctx context.Context, id telemetry.ShardID, from *parquet.Store, r parquet.Range) {
-	for _, seg := range from.Segments(id) {
-		if seg.From < r.From || seg.To > r.To {
-			continue
-		}
-		rc, seg, err := from.Open(id, seg.From, seg.To)
-		if err != nil {
-			continue // that node is down
-		}
-		b, err := io.ReadAll(rc)
-		_ = rc.Close()
-		if err == nil {
-			err = n.files.Install(ctx, seg, bytes.NewReader(b))
-		}
+	_ = from.Export(ctx, id, r, func(seg parquet.Segment, body io.Reader) error { // fails while that node is down
+		err := n.files.Install(ctx, seg, body)
 		if err == nil {
 			n.host.Fetched(1)
 		}
-	}
+		return err
+	})
 }
 
 // kill stops the node without handing anything over: its leaderships end when
@@ -283,12 +272,8 @@ func (s testFiles) Write(ctx context.Context, b *telemetry.Batch) ([16]byte, err
 }
 
 func (s testFiles) Digest(id telemetry.ShardID, from, to uint64) ([16]byte, bool) {
-	for _, seg := range s.Segments(id) {
-		if seg.From == from && seg.To == to {
-			return seg.Digest, true
-		}
-	}
-	return [16]byte{}, false
+	seg, ok, err := s.Find(context.Background(), id, from, to)
+	return seg.Digest, ok && err == nil
 }
 
 // publisher is a client with a ledger: it knows what was acknowledged.

@@ -18,8 +18,10 @@ type LocalStore interface {
 	Write(ctx context.Context, b *telemetry.Batch) (digest [16]byte, err error)
 	// Digest returns what Write returned for the range, if it was ever written.
 	Digest(shard telemetry.ShardID, from, to uint64) (digest [16]byte, ok bool)
-	// Read answers from the ranges up to an index.
-	Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, error)
+	// Read answers from everything the store holds, which is all up to an index at
+	// least, and says up to which index that is: files may be ahead of the log that
+	// is applied again after a restart.
+	Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) (points []store.Point, covered uint64, err error)
 }
 
 // SharedStore is one database for all replicas; the leader writes.
@@ -345,9 +347,9 @@ func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error
 	var stored []store.Point
 	var err error
 	if f.stores.Local != nil {
-		stored, err = f.stores.Local.Read(ctx, f.shard.id, from, q)
+		stored, from, err = f.stores.Local.Read(ctx, f.shard.id, from, q)
 	} else {
-		// The database may be ahead of what the log knows, never behind: blocks
+		// A store may be ahead of what the log knows, never behind: blocks
 		// it holds already are left out of the pending part.
 		var at telemetry.Watermarks
 		stored, at, err = f.stores.Shared.Read(ctx, f.shard.id, q)

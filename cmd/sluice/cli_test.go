@@ -214,7 +214,7 @@ func TestConfigPrintHidesSecretsAndIsAConfiguration(t *testing.T) {
 	if _, stderr, code := sluice(t, "", "config", "validate", printed); code != 0 {
 		t.Errorf("what is printed is not valid: %s\n%s", stderr, stdout)
 	}
-	if stdout, _, code := sluice(t, "", "config", "print"); code != 0 || !strings.Contains(stdout, "interval: 5m0s") {
+	if stdout, _, code := sluice(t, "", "config", "print"); code != 0 || !strings.Contains(stdout, "interval: 1m0s") {
 		t.Errorf("defaults: exit code %d\n%s", code, stdout)
 	}
 }

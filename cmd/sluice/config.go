@@ -61,19 +61,24 @@ type HTTPConfig struct {
 
 // StoreConfig says where rows go.
 type StoreConfig struct {
-	Database string `yaml:"database"` // postgres:// URL; empty: embedded Parquet segments
+	Database  string        `yaml:"database"`  // postgres:// URL; empty: embedded Parquet segments
+	Retention time.Duration `yaml:"retention"` // readings older than this are dropped, a window or chunk at a time; 0: never. By their time with a database, by receipt in segments
+
 	// What follows needs a database.
 	Connections        int           `yaml:"connections"`         // of this node: all but one for flushes, up to half of them for queries
 	ManualMigrations   bool          `yaml:"manual_migrations"`   // the node's role owns nothing: see sluice database migrate
 	Chunk              time.Duration `yaml:"chunk"`               // time that a chunk or partition covers
-	Retention          time.Duration `yaml:"retention"`           // readings older than this are dropped, by whole chunks; 0: never
 	CompressAfter      time.Duration `yaml:"compress_after"`      // TimescaleDB: age at which a chunk goes to the columnstore; 0: never
 	AggregateRetention time.Duration `yaml:"aggregate_retention"` // TimescaleDB: the same as retention for minutes and hours; 0: never
+
+	// What follows is for the embedded store.
+	CompactMiBPerSecond int `yaml:"compact_mib_per_second"` // merging of files in the background; 0: 32
+	ScrubMiBPerSecond   int `yaml:"scrub_mib_per_second"`   // search for damage in cold files; 0: 1
 }
 
 // FlushConfig says when rows go there.
 type FlushConfig struct {
-	Interval time.Duration `yaml:"interval"` // 0: 5m embedded (one file per shard and interval), 1s with a database
+	Interval time.Duration `yaml:"interval"` // 0: 1m embedded (one file per shard and interval, merged later), 1s with a database
 	RowsMax  int           `yaml:"rows_max"` // rows per batch; reaching it flushes at once
 }
 
@@ -224,12 +229,15 @@ func (c *Config) defaults() {
 		c.HTTP.Advertise = c.HTTP.Listen
 	}
 	if c.Flush.Interval == 0 {
-		c.Flush.Interval = 5 * time.Minute
+		c.Flush.Interval = time.Minute
 		if c.Store.Database != "" {
 			c.Flush.Interval = time.Second
 		}
 	}
 }
+
+// retentionMax keeps a typing error from overflowing a time.
+const retentionMax = 100 * 365 * 24 * time.Hour
 
 // secretBytesMin keeps guessing out of reach.
 const secretBytesMin = 16
@@ -281,6 +289,17 @@ func (c *Config) Validate() error {
 	}
 	if c.Store.Connections < 2 {
 		problem("store.connections", "is %d: use 2 to 64", c.Store.Connections)
+	}
+	if r := c.Store.Retention; r != 0 && (r < time.Hour || r > retentionMax) {
+		problem("store.retention", "is %v: use 1h to %v, or 0s to keep everything", r, retentionMax)
+	}
+	for _, r := range []struct {
+		key  string
+		rate int
+	}{{"store.compact_mib_per_second", c.Store.CompactMiBPerSecond}, {"store.scrub_mib_per_second", c.Store.ScrubMiBPerSecond}} {
+		if r.rate < 0 || r.rate > 10_000 {
+			problem(r.key, "is %d: use 1 to 10000, or 0 for the default", r.rate)
+		}
 	}
 	if c.Flush.Interval < 100*time.Millisecond || c.Flush.Interval > time.Hour {
 		problem("flush.interval", "is %v: use 100ms to 1h", c.Flush.Interval)

@@ -27,7 +27,7 @@ type devCmd struct {
 
 // devFlush is the flush interval of a local cluster with the embedded store: who
 // looks at it wants to see files soon, and does not run it for weeks.
-const devFlush = 15 * time.Second
+const devFlush = 10 * time.Second
 
 // devReadyMax bounds the wait for leaders of all shards after a start.
 const devReadyMax = 60 * time.Second

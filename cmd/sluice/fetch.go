@@ -42,7 +42,7 @@ func (f *segmentFetcher) serve() {
 		var want parquet.Range
 		err := json.Unmarshal(header, &want)
 		if err == nil {
-			err = f.send(s, shard.ShardOfGroup(group), want)
+			err = f.send(context.Background(), s, shard.ShardOfGroup(group), want)
 		}
 		if err = errors.Join(err, s.Close()); err != nil {
 			f.logger.Warn("send segments", "peer", from, "shard", shard.ShardOfGroup(group), "err", err)
@@ -52,33 +52,21 @@ func (f *segmentFetcher) serve() {
 
 // send writes every segment inside a range: length of its description, the
 // description, and the bytes of the file.
-func (f *segmentFetcher) send(w io.Writer, id telemetry.ShardID, want parquet.Range) error {
-	for _, seg := range f.files.Segments(id) {
-		if seg.From < want.From || seg.To > want.To {
-			continue
+func (f *segmentFetcher) send(ctx context.Context, w io.Writer, id telemetry.ShardID, want parquet.Range) error {
+	return f.files.Export(ctx, id, want, func(seg parquet.Segment, body io.Reader) error {
+		head, err := json.Marshal(seg)
+		if err != nil {
+			return err
 		}
-		if err := f.sendOne(w, seg); err != nil {
-			return fmt.Errorf("send segment %v: %w", seg.Range(), err)
+		if _, err := w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(head))), head...)); err != nil {
+			return err
 		}
-	}
-	return nil
-}
-
-func (f *segmentFetcher) sendOne(w io.Writer, seg parquet.Segment) error {
-	rc, seg, err := f.files.Open(seg.Shard, seg.From, seg.To)
-	if err != nil {
+		if body == nil {
+			return nil
+		}
+		_, err = io.CopyN(w, body, seg.Bytes)
 		return err
-	}
-	defer func() { _ = rc.Close() }() // read only
-	head, err := json.Marshal(seg)
-	if err != nil {
-		return err
-	}
-	if _, err := w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(head))), head...)); err != nil {
-		return err
-	}
-	_, err = io.CopyN(w, rc, seg.Bytes)
-	return err
+	})
 }
 
 // run looks for missing ranges until ctx ends.

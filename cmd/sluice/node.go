@@ -208,6 +208,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		f := &segmentFetcher{logger: n.logger, files: n.stores.files, mux: n.mux, host: n.host, dir: directory{n.meta}}
 		f.serve()
 		watch.Go(func() { f.run(ctx) })
+		watch.Go(func() { n.stores.maintain(ctx) })
 	}
 	return func() error {
 		cancel()

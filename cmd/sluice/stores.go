@@ -25,7 +25,14 @@ type stores struct {
 	database *postgres.DB   // nil with the embedded store
 	close    func() error
 	// failed gets the error after which nobody knows what the disk holds.
-	failed <-chan error
+	failed chan error
+}
+
+func (s *stores) fail(err error) {
+	select {
+	case s.failed <- err:
+	default: // the process is ending already
+	}
 }
 
 // openStores opens the database if the configuration names one, and the embedded
@@ -41,7 +48,10 @@ func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *
 		}
 		return stores{Stores: shard.Stores{Shared: db}, name: "postgres", database: db, close: db.Close}, nil
 	}
-	files, err := parquet.Open(logger, reg, parquet.Config{Dir: filepath.Join(cfg.Node.Data, "store")})
+	files, err := parquet.Open(logger, reg, parquet.Config{
+		Dir: filepath.Join(cfg.Node.Data, "store"), Retention: cfg.Store.Retention,
+		CompactBytesPerSecond: cfg.Store.CompactMiBPerSecond << 20, ScrubBytesPerSecond: cfg.Store.ScrubMiBPerSecond << 20,
+	})
 	if err != nil {
 		return stores{}, err
 	}
@@ -93,6 +103,9 @@ type segments struct {
 // Write implements shard.LocalStore.
 func (s segments) Write(ctx context.Context, b *telemetry.Batch) ([16]byte, error) {
 	seg, err := s.Store.Write(ctx, b)
+	if errors.Is(err, parquet.ErrCorrupt) { // of the file that holds the range already: the next attempt writes it
+		err = s.damaged(ctx, err)
+	}
 	if errors.Is(err, parquet.ErrSync) {
 		select {
 		case s.failed <- err:
@@ -104,26 +117,34 @@ func (s segments) Write(ctx context.Context, b *telemetry.Batch) ([16]byte, erro
 
 // Digest implements shard.LocalStore.
 func (s segments) Digest(id telemetry.ShardID, from, to uint64) ([16]byte, bool) {
-	for _, seg := range s.Segments(id) {
-		if seg.From == from && seg.To == to {
-			return seg.Digest, true
-		}
-	}
-	return [16]byte{}, false
+	seg, ok, err := s.Find(context.Background(), id, from, to)
+	return seg.Digest, ok && err == nil // Write says what is wrong
 }
 
 // Read implements shard.LocalStore. A damaged segment is taken out of the store
 // and fetched from a peer; until then its rows are unavailable, not missing.
-func (s segments) Read(ctx context.Context, id telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, error) {
-	points, err := s.Store.Read(ctx, id, upTo, q)
+func (s segments) Read(ctx context.Context, id telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, uint64, error) {
+	points, covered, err := s.Store.Read(ctx, id, upTo, q)
+	return points, covered, s.damaged(ctx, err)
+}
+
+// damaged sets the segment aside that an error is about.
+func (s segments) damaged(ctx context.Context, err error) error {
 	var damage *parquet.CorruptError
 	if !errors.As(err, &damage) {
-		return points, err
+		return err
 	}
-	for _, seg := range s.Segments(id) {
-		if seg.From == damage.From && seg.To == damage.To {
-			err = errors.Join(err, s.SetAside(ctx, seg, damage))
-		}
+	aside := s.SetAside(ctx, parquet.Segment{Shard: damage.Shard, From: damage.From, To: damage.To}, damage)
+	if errors.Is(aside, parquet.ErrNotFound) {
+		aside = nil // somebody else met it first
 	}
-	return nil, fmt.Errorf("%w: %w", store.ErrUnavailable, err)
+	return fmt.Errorf("%w: %w", store.ErrUnavailable, errors.Join(err, aside))
+}
+
+// maintain compacts and expires the files in the background until ctx ends.
+func (s *stores) maintain(ctx context.Context) {
+	if s.files == nil {
+		return
+	}
+	s.files.Maintain(ctx, s.fail)
 }

@@ -102,7 +102,7 @@ func BenchmarkReadLastHour(b *testing.B) {
 							if opened == "cold" {
 								s.cache.close()
 							}
-							list, err := s.Read(b.Context(), 1, uint64(parts), q)
+							list, _, err := s.Read(b.Context(), 1, uint64(parts), q)
 							if err != nil {
 								b.Fatal(err)
 							}

@@ -24,6 +24,8 @@ type fileKey struct {
 	r     Range
 }
 
+func keyOf(seg *Segment) fileKey { return fileKey{shard: seg.Shard, r: seg.Range()} }
+
 type cached struct {
 	key  fileKey
 	file *segmentFile

@@ -34,7 +34,7 @@ func check(b *telemetry.Batch, namespace uint32) (Segment, error) {
 			return bad("anomaly %d (%q) is not above its predecessor", i, b.Anomalies[i].ID)
 		}
 	}
-	seg := Segment{Shard: b.Shard, From: b.From, To: b.To, Rows: uint64(len(b.Rows)), Messages: b.Messages}
+	seg := Segment{Shard: b.Shard, From: b.From, To: b.To, Rows: uint64(len(b.Rows)), Messages: b.Messages, Parts: 1}
 	if reason := checkRows(b, &seg); reason != "" {
 		return bad("%s", reason)
 	}
@@ -58,7 +58,7 @@ func checkRows(b *telemetry.Batch, seg *Segment) string {
 		}
 		return ""
 	}
-	seg.MinTime, seg.MaxTime = b.Rows[0].Time, b.Rows[0].Time
+	seg.MinTime, seg.MaxTime, seg.MaxReceived = b.Rows[0].Time, b.Rows[0].Time, b.Rows[0].Received
 	used := make([]bool, len(b.Sensors))
 	sensors, devices := 0, uint32(0)
 	last := &b.Rows[0]
@@ -81,7 +81,7 @@ func checkRows(b *telemetry.Batch, seg *Segment) string {
 			used[r.Sensor] = true
 			sensors++
 		}
-		seg.MinTime, seg.MaxTime = min(seg.MinTime, r.Time), max(seg.MaxTime, r.Time)
+		seg.MinTime, seg.MaxTime, seg.MaxReceived = min(seg.MinTime, r.Time), max(seg.MaxTime, r.Time), max(seg.MaxReceived, r.Received)
 		devices, last = r.Device, r
 	}
 	if int(devices)+1 != len(b.Devices) || sensors != len(b.Sensors) {

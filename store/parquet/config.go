@@ -3,6 +3,7 @@ package parquet
 import (
 	"errors"
 	"fmt"
+	"time"
 )
 
 // Config of a Store. The zero value of every field but Dir is its default.
@@ -19,11 +20,41 @@ type Config struct {
 	// figure saves descriptors and about 30 KiB of memory each, a higher one
 	// saves queries over many files from parsing footers again.
 	OpenFilesMax int
+
+	// Retention is how long rows are kept after they were received; default 0: for
+	// ever. Rows go with the window (a day, with less than ten days an hour) that
+	// they were received in, so that they stay up to a window longer. It must be
+	// the same on every replica.
+	Retention time.Duration
+
+	// CompactBytesPerSecond bounds what compaction reads and writes; default 32 MiB.
+	// A lower figure leaves more of the disk to flushes and queries, and more files
+	// for queries to look into.
+	CompactBytesPerSecond int
+
+	// ScrubBytesPerSecond bounds what the search for damage in cold files reads;
+	// default 1 MiB, which is 86 GB a day.
+	ScrubBytesPerSecond int
 }
 
 const (
-	// openFilesDefault times 30 KiB of parsed footer and page index is 8 MiB,
-	// and leaves most of the 1,024 descriptors that a shell grants.
+	compactRateDefault = 32 << 20
+	scrubRateDefault   = 1 << 20
+	rateLimit          = 1 << 40
+)
+
+// window is the stretch of receive time whose files are merged with each other.
+func (c *Config) window() time.Duration {
+	if c.Retention > 0 && c.Retention < 240*time.Hour {
+		return time.Hour
+	}
+	return 24 * time.Hour
+}
+
+const (
+	// openFilesDefault times 30 KiB of parsed footer and page index is 8 MiB (with
+	// the largest compacted files 50 MiB), and leaves most of the 1,024 descriptors
+	// that a shell grants.
 	openFilesDefault = 256
 	// openFilesLimit keeps a typing error from taking every descriptor.
 	openFilesLimit = 65536
@@ -32,6 +63,12 @@ const (
 func (c Config) withDefaults() Config {
 	if c.OpenFilesMax == 0 {
 		c.OpenFilesMax = openFilesDefault
+	}
+	if c.CompactBytesPerSecond == 0 {
+		c.CompactBytesPerSecond = compactRateDefault
+	}
+	if c.ScrubBytesPerSecond == 0 {
+		c.ScrubBytesPerSecond = scrubRateDefault
 	}
 	return c
 }
@@ -44,6 +81,17 @@ func (c Config) Validate() error {
 	}
 	if c.OpenFilesMax < 0 || c.OpenFilesMax > openFilesLimit {
 		errs = append(errs, fmt.Errorf("open files %d: must be between 1 and %d, or 0 for the default", c.OpenFilesMax, openFilesLimit))
+	}
+	if c.Retention != 0 && c.Retention < time.Hour {
+		errs = append(errs, fmt.Errorf("retention %v: must be an hour or more, or 0 to keep everything", c.Retention))
+	}
+	for _, r := range []struct {
+		name string
+		rate int
+	}{{"compaction", c.CompactBytesPerSecond}, {"scrub", c.ScrubBytesPerSecond}} {
+		if r.rate < 0 || r.rate > rateLimit {
+			errs = append(errs, fmt.Errorf("%s rate of %d bytes per second: must be between 1 and %d, or 0 for the default", r.name, r.rate, rateLimit))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -1,18 +1,23 @@
 // Package parquet is the embedded store: every replica of a shard keeps the
 // shard's flushed readings in immutable Parquet segment files, one per flushed
-// range of the shard's log, that DuckDB, pandas and Spark open as they are.
+// range of the shard's log and later one for many of them, that DuckDB, pandas and
+// Spark open as they are.
 //
 // # What it owns
 //
 // One directory (a lock file in it keeps a second process out), the files below
 // it, a bounded cache of open files. It owns no goroutine: everything happens on
-// the caller's.
+// the caller's; Maintain is the background work and runs until its context ends.
 //
 // # Invariants
 //
 //   - A file under its final name is complete, fsynced and never changed again;
 //     its name (shard, first and last log index) says what it holds, so repeating
 //     a flush writes nothing.
+//   - A file that replaces others (compaction, retention) says so itself: the
+//     directory is the manifest, and every crash leaves it readable.
+//   - Whatever was compacted, every flush can be found, compared and given to a
+//     peer as it was written.
 //   - Segments of a shard never overlap. A batch without rows makes a file too:
 //     the ranges of the files are the record of what is done.
 //   - Every byte of a file is covered by a checksum that a reader verifies before
@@ -23,9 +28,8 @@
 //
 // # What it does not do
 //
-// It merges no files (compaction), forgets none by age (retention), knows no
-// other node and decides no watermark: those callers build on Segments, Open,
-// Install and SetAside. It removes no damaged file; it sets it aside.
+// It knows no other node and decides no watermark: those callers build on Missing,
+// Export, Install and SetAside. It removes no damaged file; it sets it aside.
 //
 // # Promises under concurrency and failure
 //
@@ -40,7 +44,7 @@
 //
 //	s, err := parquet.Open(logger, reg, parquet.Config{Dir: dir})
 //	seg, err := s.Write(ctx, batch)            // durable and readable now
-//	points, err := s.Read(ctx, batch.Shard, seg.To, store.Query{
+//	points, upTo, err := s.Read(ctx, batch.Shard, seg.To, store.Query{
 //		Device: "sensor-001", From: from, To: to, Limit: 1000,
 //	})
 package parquet

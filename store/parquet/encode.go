@@ -19,7 +19,8 @@ import (
 // the memory.
 type encoder struct {
 	fast, strong *zstd.Encoder
-	out          []byte // the file so far
+	base         int64  // bytes of the file that were handed on already
+	out          []byte // the file from base on
 
 	plain, packed []byte // the page at hand, encoded and compressed
 	ints          []int64
@@ -62,9 +63,7 @@ func newEncoder() (*encoder, error) {
 // encode returns the bytes of the batch's file, valid until the next call. meta
 // is what the footer says about it.
 func (e *encoder) encode(b *telemetry.Batch, meta *metadata) ([]byte, error) {
-	e.out = append(slices.Grow(e.out[:0], rowGuessBytes*len(b.Rows)), magic...)
-	e.groups, e.indexes, e.offsets = e.groups[:0], e.indexes[:0], e.offsets[:0]
-	e.choice = [columns]choice{} // the same batch gives the same file
+	e.begin(rowGuessBytes * len(b.Rows))
 	for lo := 0; lo < len(b.Rows); {
 		hi := groupEnd(b.Rows, lo)
 		if err := e.group(b, b.Rows[lo:hi]); err != nil {
@@ -80,13 +79,27 @@ func (e *encoder) encode(b *telemetry.Batch, meta *metadata) ([]byte, error) {
 		return nil, err
 	}
 	if len(raw) > 0 {
-		meta.ExtraOffset = int64(len(e.out))
+		meta.ExtraOffset = e.at()
 		e.out = e.fast.EncodeAll(raw, e.out)
-		meta.ExtraBytes, meta.ExtraRawBytes = int64(len(e.out))-meta.ExtraOffset, int64(len(raw))
+		meta.ExtraBytes, meta.ExtraRawBytes = e.at()-meta.ExtraOffset, int64(len(raw))
 	}
+	var sums blockSums
+	sums.add(e.out)
+	meta.Body, meta.Blocks = e.at(), sums.end()
 	e.out, err = appendFooter(e.out, meta, e.groups)
 	return e.out, err
 }
+
+// begin starts a file.
+func (e *encoder) begin(guessBytes int) {
+	e.base = 0
+	e.out = append(slices.Grow(e.out[:0], guessBytes), magic...)
+	e.groups, e.indexes, e.offsets = e.groups[:0], e.indexes[:0], e.offsets[:0]
+	e.choice = [columns]choice{} // the same batch gives the same file
+}
+
+// at is the offset in the file of what comes next.
+func (e *encoder) at() int64 { return e.base + int64(len(e.out)) }
 
 // groupEnd is where the row group that begins at lo ends.
 func groupEnd(rows []telemetry.Row, lo int) int {
@@ -104,7 +117,7 @@ func groupEnd(rows []telemetry.Row, lo int) int {
 func (e *encoder) group(b *telemetry.Batch, rows []telemetry.Row) error {
 	g := format.RowGroup{
 		Columns: make(thrift.Slice[format.ColumnChunk], columns), NumRows: int64(len(rows)),
-		SortingColumns: sortingColumns(), FileOffset: int64(len(e.out)), Ordinal: int16(len(e.groups)),
+		SortingColumns: sortingColumns(), FileOffset: e.at(), Ordinal: int16(len(e.groups)),
 	}
 	e.indexes = append(e.indexes, [columns]format.ColumnIndex{})
 	e.offsets = append(e.offsets, [columns]format.OffsetIndex{})
@@ -157,7 +170,7 @@ func (e *encoder) pageIndex() error {
 				return fmt.Errorf("encode column index: %w", err)
 			}
 			chunk := &e.groups[i].Columns[c]
-			chunk.ColumnIndexOffset, chunk.ColumnIndexLength = int64(len(e.out)), int32(len(raw))
+			chunk.ColumnIndexOffset, chunk.ColumnIndexLength = e.at(), int32(len(raw))
 			e.out = append(e.out, raw...)
 		}
 	}
@@ -168,7 +181,7 @@ func (e *encoder) pageIndex() error {
 				return fmt.Errorf("encode offset index: %w", err)
 			}
 			chunk := &e.groups[i].Columns[c]
-			chunk.OffsetIndexOffset, chunk.OffsetIndexLength = int64(len(e.out)), int32(len(raw))
+			chunk.OffsetIndexOffset, chunk.OffsetIndexLength = e.at(), int32(len(raw))
 			e.out = append(e.out, raw...)
 		}
 	}

@@ -255,11 +255,16 @@ func (s *segmentFile) release() {
 }
 
 // verifyBlocks reads the whole body.
-func (s *segmentFile) verifyBlocks(ctx context.Context) error {
+func (s *segmentFile) verifyBlocks(ctx context.Context, pace func(context.Context, int64) error) error {
 	var scratch []byte
 	for at := int64(0); at < s.meta.Body; at += blockBytes {
 		if err := ctx.Err(); err != nil {
 			return err
+		}
+		if pace != nil {
+			if err := pace(ctx, blockBytes); err != nil {
+				return err
+			}
 		}
 		b, err := s.read(at, min(blockBytes, s.meta.Body-at), &scratch)
 		if err != nil {

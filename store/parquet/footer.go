@@ -21,7 +21,7 @@ import (
 const (
 	magic         = "PAR1"
 	tailBytes     = 8 // footer length and magic
-	formatVersion = 1
+	formatVersion = 2
 
 	// blockBytes is the unit of the file's checksums: reading one page verifies
 	// one to three blocks (1 us each), and 1 GiB of file needs 350 KiB of footer.
@@ -43,6 +43,8 @@ const (
 	keyDigest    = "sluice.digest"
 	keyMinTime   = "sluice.min_time"
 	keyMaxTime   = "sluice.max_time"
+	keyReceived  = "sluice.max_received"
+	keyParts     = "sluice.parts"
 	keyUnits     = "sluice.units"
 	keyExtra     = "sluice.extra"
 	keyBlocks    = "sluice.blocks"
@@ -65,6 +67,9 @@ type metadata struct {
 	ExtraOffset   int64
 	ExtraBytes    int64 // 0: the batch has neither updates nor anomalies
 	ExtraRawBytes int64
+	PartsOffset   int64 // of the table of parts, see Parts
+	PartsBytes    int64
+	PartsRawBytes int64
 	Body          int64    // bytes before the footer
 	Blocks        []uint32 // CRC-32C of each block of the body
 }
@@ -86,19 +91,17 @@ func (m *metadata) entries() thrift.Slice[format.KeyValue] {
 		{Key: keyDigest, Value: hex.EncodeToString(m.Digest[:])},
 		{Key: keyMinTime, Value: i(m.MinTime)},
 		{Key: keyMaxTime, Value: i(m.MaxTime)},
+		{Key: keyReceived, Value: i(m.MaxReceived)},
 		{Key: keyUnits, Value: unitsText},
+		{Key: keyParts, Value: strconv.Itoa(m.Parts) + " " + i(m.PartsOffset) + " " + i(m.PartsBytes) + " " + i(m.PartsRawBytes)},
 		{Key: keyExtra, Value: i(m.ExtraOffset) + " " + i(m.ExtraBytes) + " " + i(m.ExtraRawBytes)},
 		{Key: keyBlocks, Value: base64.StdEncoding.EncodeToString(blocks)},
 		{Key: keySeal, Value: strings.Repeat("0", sealDigits)}, // last: sealAt searches backwards
 	}
 }
 
-// appendFooter closes a file whose body is complete.
+// appendFooter closes a file whose body is complete and described by m.
 func appendFooter(file []byte, m *metadata, groups []format.RowGroup) ([]byte, error) {
-	m.Body, m.Blocks = int64(len(file)), m.Blocks[:0]
-	for lo := 0; lo < len(file); lo += blockBytes {
-		m.Blocks = append(m.Blocks, checksum(file[lo:min(lo+blockBytes, len(file))]))
-	}
 	footer, err := thrift.Marshal(new(thrift.CompactProtocol), &format.FileMetaData{
 		Version: 2, Schema: schemaElements(), NumRows: int64(m.Rows), RowGroups: groups,
 		KeyValueMetadata: m.entries(), CreatedBy: "sluice", ColumnOrders: columnOrders(),
@@ -114,6 +117,32 @@ func appendFooter(file []byte, m *metadata, groups []format.RowGroup) ([]byte, e
 	file = append(file, footer...)
 	file = binary.LittleEndian.AppendUint32(file, uint32(len(footer)))
 	return append(file, magic...), nil
+}
+
+// blockSums takes the checksums of a body that comes in pieces.
+type blockSums struct {
+	sums []uint32
+	fill int // bytes in the block at hand
+	sum  uint32
+}
+
+func (s *blockSums) add(b []byte) {
+	for len(b) > 0 {
+		n := min(blockBytes-s.fill, len(b))
+		s.sum = crc32.Update(s.sum, crc32.MakeTable(crc32.Castagnoli), b[:n])
+		if s.fill += n; s.fill == blockBytes {
+			s.sums, s.fill, s.sum = append(s.sums, s.sum), 0, 0
+		}
+		b = b[n:]
+	}
+}
+
+// end is the list for the footer.
+func (s *blockSums) end() []uint32 {
+	if s.fill > 0 {
+		s.sums, s.fill, s.sum = append(s.sums, s.sum), 0, 0
+	}
+	return s.sums
 }
 
 func checksum(b []byte) uint32 { return crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli)) }
@@ -169,6 +198,10 @@ func parseFooter(footer []byte, body int64) (*format.FileMetaData, *metadata, er
 	if m.ExtraBytes < 0 || m.ExtraOffset < 0 || m.ExtraRawBytes < 0 || m.ExtraOffset+m.ExtraBytes > body {
 		return nil, nil, errors.New("device updates lie outside of the file")
 	}
+	if m.Parts < 1 || m.Parts > compactPartsMax || (m.Parts > 1) != (m.PartsBytes > 0) ||
+		m.PartsBytes < 0 || m.PartsOffset < 0 || m.PartsRawBytes < 0 || m.PartsOffset+m.PartsBytes > body {
+		return nil, nil, fmt.Errorf("table of %d parts lies outside of the file", m.Parts)
+	}
 	m.Rows, m.Body = uint64(f.NumRows), body
 	return f, m, nil
 }
@@ -200,7 +233,7 @@ func parseEntries(list []format.KeyValue) (*metadata, error) {
 	m.Namespace = uint32(u(keyNamespace, 32))
 	m.Shard = telemetry.ShardID(u(keyShard, 32))
 	m.From, m.To, m.Messages = u(keyFrom, 64), u(keyTo, 64), u(keyMessages, 64)
-	m.MinTime, m.MaxTime = i(keyMinTime), i(keyMaxTime)
+	m.MinTime, m.MaxTime, m.MaxReceived = i(keyMinTime), i(keyMaxTime), i(keyReceived)
 	digest := make([]byte, hex.DecodedLen(len(entries[keyDigest]))) // of any length: hex.Decode does not check
 	if n, err := hex.Decode(digest, []byte(entries[keyDigest])); err != nil || n != len(m.Digest) {
 		errs = append(errs, fmt.Errorf("footer entry %s is not a digest", keyDigest))
@@ -208,6 +241,9 @@ func parseEntries(list []format.KeyValue) (*metadata, error) {
 	copy(m.Digest[:], digest)
 	if _, err := fmt.Sscanf(entries[keyExtra], "%d %d %d", &m.ExtraOffset, &m.ExtraBytes, &m.ExtraRawBytes); err != nil {
 		errs = append(errs, fmt.Errorf("footer entry %s: %w", keyExtra, err))
+	}
+	if _, err := fmt.Sscanf(entries[keyParts], "%d %d %d %d", &m.Parts, &m.PartsOffset, &m.PartsBytes, &m.PartsRawBytes); err != nil {
+		errs = append(errs, fmt.Errorf("footer entry %s: %w", keyParts, err))
 	}
 	blocks, err := base64.StdEncoding.DecodeString(entries[keyBlocks])
 	if err != nil || len(blocks)%4 != 0 {

@@ -56,6 +56,21 @@ func (x *index) remove(shard telemetry.ShardID, r Range) {
 	x.shards[shard] = slices.DeleteFunc(list, func(s Segment) bool { return s.Range() == r })
 }
 
+// replace puts seg in the place of neighbours.
+func (x *index) replace(old []Segment, seg Segment) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	list := slices.DeleteFunc(slices.Clone(x.shards[seg.Shard]), func(s Segment) bool { return slices.Contains(old, s) })
+	i := sort.Search(len(list), func(i int) bool { return list[i].From >= seg.From })
+	x.shards[seg.Shard] = slices.Insert(list, i, seg)
+}
+
+// covering returns the segment that holds all of a range.
+func (x *index) covering(shard telemetry.ShardID, r Range) (Segment, bool) {
+	have, same, overlaps := x.find(shard, r)
+	return have, (same || overlaps) && have.Range().contains(r)
+}
+
 func (x *index) drop(shard telemetry.ShardID) []Segment {
 	x.mu.Lock()
 	defer x.mu.Unlock()
@@ -78,8 +93,11 @@ func (x *index) usage() Usage {
 	defer x.mu.RUnlock()
 	u := Usage{Shards: len(x.shards)}
 	for _, list := range x.shards {
-		u.Segments += len(list)
 		for i := range list {
+			if list[i].Expired {
+				continue
+			}
+			u.Segments++
 			u.Rows += list[i].Rows
 			u.Messages += list[i].Messages
 			u.Bytes += list[i].Bytes
@@ -93,7 +111,7 @@ func missing(list []Segment, upTo uint64) []Range {
 	var gaps []Range
 	done := uint64(0)
 	for i := range list {
-		if list[i].To > upTo {
+		if list[i].From >= upTo {
 			break
 		}
 		if list[i].From > done {
@@ -105,4 +123,16 @@ func missing(list []Segment, upTo uint64) []Range {
 		gaps = append(gaps, Range{From: done, To: upTo})
 	}
 	return gaps
+}
+
+// complete is the log index up to which a list covers everything.
+func complete(list []Segment) uint64 {
+	done := uint64(0)
+	for i := range list {
+		if list[i].From != done {
+			break
+		}
+		done = list[i].To
+	}
+	return done
 }

@@ -21,6 +21,10 @@ type metrics struct {
 	readPoints    prometheus.Counter
 	readFiles     prometheus.Counter
 	writeFailures prometheus.Counter
+
+	compactions, compactRows, compactFailures prometheus.Counter
+	compactSeconds                            prometheus.Histogram
+	removed, expiredRows, scrubs              prometheus.Counter
 }
 
 // newMetrics registers the metrics when reg is not nil.
@@ -50,13 +54,22 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		readFiles:     counter("read_files_total", "Segment files that queries looked into."),
 		readPages:     counter("read_pages_total", "Pages of rows that queries decoded."),
 		readPoints:    counter("read_points_total", "Points that queries returned."),
+
+		compactions:     counter("compactions_total", "Compactions of several segment files into one."),
+		compactRows:     counter("compacted_rows_total", "Rows written by compactions."),
+		compactFailures: counter("compaction_failures_total", "Compactions that failed; they are tried again."),
+		compactSeconds:  seconds("compaction_seconds", "Time of one compaction, waits for its share of the disk included."),
+		removed:         counter("removed_total", "Segment files removed after compaction or retention replaced them."),
+		expiredRows:     counter("expired_rows_total", "Rows removed by retention."),
+		scrubs:          counter("scrubbed_total", "Segment files read whole in search of damage."),
 	}
 	if reg == nil {
 		return m, nil
 	}
 	var errs []error
 	for _, c := range []prometheus.Collector{m.segments, m.bytes, m.openFiles, m.damaged, m.writeRows, m.writeBytes, m.writeSeconds,
-		m.writeFailures, m.installs, m.readSeconds, m.readFiles, m.readPages, m.readPoints} {
+		m.writeFailures, m.installs, m.readSeconds, m.readFiles, m.readPages, m.readPoints,
+		m.compactions, m.compactRows, m.compactFailures, m.compactSeconds, m.removed, m.expiredRows, m.scrubs} {
 		errs = append(errs, reg.Register(c))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -96,7 +96,7 @@ func (w *chunkWriter) pageOfNumbers(lo int, v []int32, least, most []byte) error
 // dictionary writes plain as the chunk's dictionary page.
 func (w *chunkWriter) dictionary(entries int, sorted bool) error {
 	w.packed = w.fast.EncodeAll(w.plain, w.packed[:0])
-	w.meta.DictionaryPageOffset = int64(len(w.out))
+	w.meta.DictionaryPageOffset = w.at()
 	h := format.PageHeader{Type: format.DictionaryPage}
 	h.DictionaryPageHeader.Set(format.DictionaryPageHeader{NumValues: int32(entries), Encoding: format.Plain, IsSorted: sorted})
 	_, err := w.write(&h)
@@ -107,13 +107,13 @@ func (w *chunkWriter) dictionary(entries int, sorted bool) error {
 // page writes packed as a data page; without bounds none is said about it.
 func (w *chunkWriter) page(lo, rows int, enc format.Encoding, least, most []byte) error {
 	if w.meta.DataPageOffset == 0 {
-		w.meta.DataPageOffset = int64(len(w.out))
+		w.meta.DataPageOffset = w.at()
 	}
 	h := format.PageHeader{Type: format.DataPage}
 	h.DataPageHeader.Set(format.DataPageHeader{
 		NumValues: int32(rows), Encoding: enc, DefinitionLevelEncoding: format.RLE, RepetitionLevelEncoding: format.RLE,
 	})
-	at := int64(len(w.out))
+	at := w.at()
 	size, err := w.write(&h)
 	if err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sort"
 	"time"
 
 	"github.com/sluice-iot/sluice/store"
@@ -17,31 +18,39 @@ const EverythingHere = ^uint64(0)
 // was taken away meanwhile; that is rare and does not come in rows.
 const readAttempts = 3
 
-// Read returns the points of one device in segments that end at or below the
-// log index upTo, ascending by store.Point.Compare, at most q.Limit. Points that
-// compare equal are the same reading and come once, the one from the lower log
-// index. The rows of ranges that are not here would be missing silently, so they
-// give an IncompleteError (store.ErrUnavailable) instead, unless upTo is
-// EverythingHere. Damage in what the query touches gives a CorruptError.
+// Read returns the points of one device, ascending by store.Point.Compare (or
+// descending), at most q.Limit, and the log index up to which the answer holds
+// everything: upTo or more, because the store may be ahead of what the log knows.
+// Points that compare equal are the same reading and come once, the one from the
+// lower log index. The rows of ranges below upTo that are not here would be missing
+// silently, so they give an IncompleteError (store.ErrUnavailable) instead, unless
+// upTo is EverythingHere. Damage in what the query touches gives a CorruptError.
 //
 // Only pages that may hold wanted rows are read, and only as far as the limit
 // needs: memory is at most one page of points per overlapping series and file.
-func (s *Store) Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) ([]store.Point, error) {
+func (s *Store) Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) (points []store.Point, covered uint64, err error) {
+	if q.Limit <= 0 {
+		return nil, 0, fmt.Errorf("query limit %d: must be above 0", q.Limit)
+	}
+	covered, err = s.reading(ctx, shard, upTo, q.Device, func(list []Segment) error {
+		points, err = s.mergePoints(ctx, list, &q)
+		return err
+	})
+	s.metrics.readPoints.Add(float64(len(points)))
+	return points, covered, err
+}
+
+// reading runs a query over the segments of a shard, again when one was taken
+// away meanwhile.
+func (s *Store) reading(ctx context.Context, shard telemetry.ShardID, upTo uint64, device string, query func([]Segment) error) (covered uint64, err error) {
 	done, err := s.begin()
 	if err != nil {
-		return nil, err
+		return 0, err
 	}
 	defer done()
-	if q.Limit <= 0 {
-		return nil, fmt.Errorf("query limit %d: must be above 0", q.Limit)
-	}
 	began := time.Now()
 	for attempt := 1; ; attempt++ {
-		list := s.index.segments(shard)
-		if gaps := missing(list, upTo); len(gaps) > 0 && upTo != EverythingHere {
-			return nil, &IncompleteError{Shard: shard, Missing: gaps}
-		}
-		points, err := s.merge(ctx, list, upTo, &q)
+		covered, err = s.readingOnce(shard, upTo, query)
 		if errors.Is(err, ErrNotFound) { // a segment was taken away meanwhile
 			if attempt < readAttempts {
 				continue
@@ -49,15 +58,28 @@ func (s *Store) Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, 
 			err = fmt.Errorf("%w: %w", store.ErrUnavailable, err)
 		}
 		if err != nil {
-			return nil, fmt.Errorf("read device %s: %w", q.Device, err)
+			return 0, fmt.Errorf("read device %s: %w", device, err)
 		}
 		s.metrics.readSeconds.Observe(time.Since(began).Seconds())
-		s.metrics.readPoints.Add(float64(len(points)))
-		return points, nil
+		return covered, nil
 	}
 }
 
-func (s *Store) merge(ctx context.Context, list []Segment, upTo uint64, q *store.Query) ([]store.Point, error) {
+func (s *Store) readingOnce(shard telemetry.ShardID, upTo uint64, query func([]Segment) error) (uint64, error) {
+	defer s.retired.enter()() // before the list is taken
+	list := s.index.segments(shard)
+	if upTo == EverythingHere {
+		return upTo, query(list)
+	}
+	if gaps := missing(list, upTo); len(gaps) > 0 {
+		return 0, &IncompleteError{Shard: shard, Missing: gaps}
+	}
+	covered := complete(list)
+	n := sort.Search(len(list), func(i int) bool { return list[i].To > covered })
+	return covered, query(list[:n])
+}
+
+func (s *Store) mergePoints(ctx context.Context, list []Segment, q *store.Query) ([]store.Point, error) {
 	m := merger{store: s, decoder: s.decoder(), query: q, from: q.From, names: map[string]string{}}
 	defer s.decoders.Put(m.decoder)
 	if q.After != nil {
@@ -65,7 +87,7 @@ func (s *Store) merge(ctx context.Context, list []Segment, upTo uint64, q *store
 	}
 	for i := range list {
 		seg := &list[i]
-		if seg.To <= upTo && seg.Rows > 0 && seg.MaxTime >= m.from && seg.MinTime < q.To {
+		if seg.Rows > 0 && seg.MaxTime >= m.from && seg.MinTime < q.To {
 			m.push(source{bound: max(m.from, seg.MinTime), order: uint64(i) << orderShift, segment: seg, page: wholeSegment})
 		}
 	}

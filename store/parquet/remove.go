@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"path/filepath"
 
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -32,8 +33,9 @@ func (s *Store) Drop(shard telemetry.ShardID) error {
 		return fmt.Errorf("drop shard %d: %w", shard, err)
 	}
 	for _, seg := range s.index.drop(shard) {
-		s.cache.evict(fileKey{shard: shard, r: seg.Range()})
+		s.cache.evict(keyOf(&seg))
 	}
+	s.retired.forget(shard)
 	s.gauges()
 	if err := s.disk.syncDir(s.cfg.Dir); err != nil {
 		return fmt.Errorf("sync store directory: %w", err)
@@ -44,24 +46,28 @@ func (s *Store) Drop(shard telemetry.ShardID) error {
 // SetAside takes a damaged segment out of the store: Missing reports its range
 // until it is written or installed again. The file is kept under another name.
 func (s *Store) SetAside(ctx context.Context, seg Segment, why error) error {
+	return s.setAsideRange(ctx, seg.Shard, seg.Range(), why)
+}
+
+func (s *Store) setAsideRange(ctx context.Context, shard telemetry.ShardID, r Range, why error) error {
 	done, err := s.begin()
 	if err != nil {
 		return err
 	}
 	defer done()
-	end, err := s.turn(ctx, seg.Shard)
+	end, err := s.turn(ctx, shard)
 	if err != nil {
 		return err
 	}
 	defer end()
-	r := seg.Range()
-	if _, same, _ := s.index.find(seg.Shard, r); !same {
-		return fmt.Errorf("set aside segment %v of shard %d: %w", r, seg.Shard, ErrNotFound)
+	have, same, _ := s.index.find(shard, r)
+	if !same {
+		return fmt.Errorf("set aside segment %v of shard %d: %w", r, shard, ErrNotFound)
 	}
-	err = s.setAside(seg.Shard, r, why)
+	err = s.setAside(shard, filepath.Base(s.segmentPath(&have)), why)
 	if err == nil || errors.Is(err, ErrSync) { // renamed, at least for now
-		s.index.remove(seg.Shard, r)
-		s.cache.evict(fileKey{shard: seg.Shard, r: r})
+		s.index.remove(shard, r)
+		s.cache.evict(keyOf(&have))
 		s.gauges()
 	}
 	return err

@@ -48,19 +48,23 @@ func (s *Store) scanShard(shard telemetry.ShardID) error {
 	}
 	var found []Segment
 	for _, e := range entries {
-		if strings.HasSuffix(e.Name(), suffixFile+suffixTemp) {
+		if strings.HasSuffix(e.Name(), suffixTemp) {
 			if err := s.disk.remove(filepath.Join(s.dir(shard), e.Name())); err != nil {
 				return fmt.Errorf("remove unfinished segment: %w", err)
 			}
 			continue
 		}
+		probe := s.probe
 		r, ok := parseFileName(e.Name())
 		if !ok {
-			continue // set aside, or not ours
+			if r, ok = parseExpiredName(e.Name()); !ok {
+				continue // set aside, or not ours
+			}
+			probe = s.probeExpired
 		}
-		seg, err := s.probe(shard, r)
+		seg, err := probe(shard, r)
 		if errors.Is(err, ErrCorrupt) {
-			err = s.setAside(shard, r, err)
+			err = s.setAside(shard, e.Name(), err)
 		} else if err == nil {
 			found = append(found, seg)
 		}
@@ -91,26 +95,73 @@ func (s *Store) probe(shard telemetry.ShardID, r Range) (Segment, error) {
 	return meta.Segment, nil
 }
 
-// adopt puts segments into the index. Two that share log entries cannot both be
-// right: the one with the longer range stays.
+// adopt puts segments into the index. A file that a longer one says to replace
+// is what a crash left of a compaction, or of retention: it is removed. Other two
+// that share log entries cannot both be right: the one with the longer range stays.
 func (s *Store) adopt(shard telemetry.ShardID, found []Segment) error {
-	slices.SortFunc(found, func(a, b Segment) int { return cmp.Compare(b.To-b.From, a.To-a.From) })
+	slices.SortStableFunc(found, func(a, b Segment) int {
+		if c := cmp.Compare(b.To-b.From, a.To-a.From); c != 0 || a.Expired == b.Expired {
+			return c
+		}
+		if a.Expired { // what has expired has replaced the rows
+			return -1
+		}
+		return 1
+	})
 	for _, seg := range found {
-		if have, same, overlaps := s.index.find(shard, seg.Range()); same || overlaps {
-			if err := s.setAside(shard, seg.Range(), &OverlapError{Shard: shard, Range: seg.Range(), Have: have.Range()}); err != nil {
-				return err
-			}
+		have, same, overlaps := s.index.find(shard, seg.Range())
+		if !same && !overlaps {
+			s.index.add(seg)
 			continue
 		}
-		s.index.add(seg)
+		replaced, err := s.replaces(&have, &seg)
+		if err != nil {
+			return err
+		}
+		path := s.segmentPath(&seg)
+		if replaced {
+			err = s.disk.remove(path)
+		} else {
+			err = s.setAside(shard, filepath.Base(path), &OverlapError{Shard: shard, Range: seg.Range(), Have: have.Range()})
+		}
+		if err != nil {
+			return fmt.Errorf("remove replaced segment %s: %w", path, err)
+		}
 	}
 	return nil
 }
 
+// replaces reports whether all that seg holds is a part of have.
+func (s *Store) replaces(have, seg *Segment) (bool, error) {
+	if !have.Range().contains(seg.Range()) {
+		return false, nil
+	}
+	if have.Expired || seg.Expired {
+		return have.Expired, nil
+	}
+	t, err := s.tableInTurn(have)
+	if errors.Is(err, ErrCorrupt) {
+		return false, nil // both are kept, one under another name
+	}
+	if err != nil {
+		return false, err
+	}
+	lo := slices.IndexFunc(t.parts, func(p part) bool { return p.From == seg.From })
+	hi := slices.IndexFunc(t.parts, func(p part) bool { return p.To == seg.To }) + 1
+	if lo < 0 || hi <= lo {
+		return false, nil
+	}
+	digest := t.parts[lo].Digest
+	if hi-lo > 1 {
+		digest = partsDigest(s.cfg.Namespace, seg.Shard, t.parts[lo:hi])
+	}
+	return digest == seg.Digest && seg.Parts == hi-lo, nil
+}
+
 // setAside renames a file so that it is no segment any more. It is kept: a
 // person may want to look at it.
-func (s *Store) setAside(shard telemetry.ShardID, r Range, why error) error {
-	path := s.path(shard, r)
+func (s *Store) setAside(shard telemetry.ShardID, name string, why error) error {
+	path := filepath.Join(s.dir(shard), name)
 	if err := s.disk.rename(path, path+suffixDamaged); err != nil {
 		return fmt.Errorf("set segment %s aside: %w", path, err)
 	}

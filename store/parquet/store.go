@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/klauspost/compress/zstd"
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,10 @@ type Store struct {
 	zstd    *zstd.Decoder
 	index   *index
 	cache   *cache
+	retired retired
+	now     func() time.Time
+
+	compactPace, scrubPace pace
 
 	encoders sync.Pool // of *encoder
 	decoders sync.Pool // of *decoder
@@ -58,7 +63,9 @@ func openStore(logger *slog.Logger, reg prometheus.Registerer, cfg Config, d dis
 	if err := d.syncDir(filepath.Dir(cfg.Dir)); err != nil {
 		return nil, fmt.Errorf("sync parent of store directory: %w", err)
 	}
-	s := &Store{log: logger, cfg: cfg, disk: d, index: newIndex(), turns: map[telemetry.ShardID]chan struct{}{}}
+	s := &Store{log: logger, cfg: cfg, disk: d, index: newIndex(), turns: map[telemetry.ShardID]chan struct{}{}, now: time.Now}
+	s.retired.active = map[uint64]struct{}{}
+	s.compactPace, s.scrubPace = newPace(cfg.CompactBytesPerSecond), newPace(cfg.ScrubBytesPerSecond)
 	if s.lock, err = lockDir(cfg.Dir); err != nil {
 		return nil, err
 	}
@@ -92,12 +99,13 @@ func (s *Store) Close() error {
 	s.closed = true
 	s.mu.Unlock()
 	s.calls.Wait()
+	reaped := s.reap(context.Background())
 	s.cache.close()
 	s.zstd.Close()
 	if err := s.lock.Close(); err != nil {
-		return fmt.Errorf("close lock file: %w", err)
+		return errors.Join(reaped, fmt.Errorf("close lock file: %w", err))
 	}
-	return nil
+	return reaped
 }
 
 // Segments lists a shard's segments in ascending order.
@@ -105,10 +113,71 @@ func (s *Store) Segments(shard telemetry.ShardID) []Segment {
 	return slices.Clone(s.index.segments(shard))
 }
 
-// Find returns the segment of exactly this range.
-func (s *Store) Find(shard telemetry.ShardID, from, to uint64) (Segment, bool) {
-	seg, same, _ := s.index.find(shard, Range{From: from, To: to})
-	return seg, same
+// Find returns the segment of exactly this range, or what a compacted one says
+// about its part of this range. An expired range is not found: nobody knows its
+// digest any more. Write knows that it is done.
+func (s *Store) Find(ctx context.Context, shard telemetry.ShardID, from, to uint64) (Segment, bool, error) {
+	done, err := s.begin()
+	if err != nil {
+		return Segment{}, false, err
+	}
+	defer done()
+	defer s.retired.enter()()
+	return s.lookup(shard, Range{From: from, To: to}, func(seg *Segment) (*partsTable, error) { return s.table(ctx, seg) })
+}
+
+func (s *Store) lookup(shard telemetry.ShardID, r Range, table func(*Segment) (*partsTable, error)) (Segment, bool, error) {
+	have, ok := s.index.covering(shard, r)
+	if !ok || have.Expired {
+		return Segment{}, false, nil
+	}
+	if have.Range() == r {
+		return have, true, nil
+	}
+	t, err := table(&have)
+	if err != nil {
+		return Segment{}, false, err
+	}
+	for i := range t.parts {
+		if p := &t.parts[i]; p.From == r.From && p.To == r.To {
+			return p.segment(shard), true, nil
+		}
+	}
+	return Segment{}, false, nil
+}
+
+// tableInTurn is table for who has the shard's turn.
+func (s *Store) tableInTurn(seg *Segment) (*partsTable, error) {
+	raw, err := s.disk.open(s.segmentPath(seg))
+	if err != nil {
+		return nil, fmt.Errorf("open segment %v of shard %d: %w", seg.Range(), seg.Shard, err)
+	}
+	f, err := s.parse(seg, raw)
+	if err != nil {
+		return nil, err
+	}
+	defer f.release()
+	t, err := (&decoder{zstd: s.zstd}).parts(f)
+	if err != nil {
+		return nil, s.corrupt(seg, err)
+	}
+	return t, nil
+}
+
+// table reads a segment's table of parts.
+func (s *Store) table(ctx context.Context, seg *Segment) (*partsTable, error) {
+	f, err := s.file(ctx, seg)
+	if err != nil {
+		return nil, err
+	}
+	defer f.release()
+	d := s.decoder()
+	defer s.decoders.Put(d)
+	t, err := d.parts(f)
+	if err != nil {
+		return nil, s.corrupt(seg, err)
+	}
+	return t, nil
 }
 
 // Shards lists the shards that have segments, in ascending order.
@@ -135,7 +204,14 @@ func (s *Store) Usage() Usage { return s.index.usage() }
 
 // Path is where a segment's file is, for tools that read it as Parquet.
 func (s *Store) Path(seg Segment) string {
-	return filepath.Join(s.cfg.Dir, dirName(seg.Shard), fileName(seg.Range()))
+	return s.segmentPath(&seg)
+}
+
+func (s *Store) segmentPath(seg *Segment) string {
+	if seg.Expired {
+		return filepath.Join(s.dir(seg.Shard), expiredName(seg.Range()))
+	}
+	return s.path(seg.Shard, seg.Range())
 }
 
 // begin counts a method call in; the result counts it out.
@@ -189,12 +265,12 @@ func (s *Store) decoder() *decoder {
 // corrupt wraps damage in a segment's file.
 func (s *Store) corrupt(seg *Segment, err error) error {
 	s.metrics.damaged.Inc()
-	return &CorruptError{Path: filepath.Join(dirName(seg.Shard), fileName(seg.Range())), Shard: seg.Shard, From: seg.From, To: seg.To, Err: err}
+	return &CorruptError{Path: filepath.Join(dirName(seg.Shard), filepath.Base(s.segmentPath(seg))), Shard: seg.Shard, From: seg.From, To: seg.To, Err: err}
 }
 
 // file returns an open segment file with a reference that the caller releases.
 func (s *Store) file(ctx context.Context, seg *Segment) (*segmentFile, error) {
-	key := fileKey{shard: seg.Shard, r: seg.Range()}
+	key := keyOf(seg)
 	if f := s.cache.get(key); f != nil {
 		return f, nil
 	}

@@ -97,7 +97,7 @@ func TestBigBatchHasSeveralRowGroupsAndComesBack(t *testing.T) {
 		t.Errorf("%d row groups, expected 2", len(f.groups))
 	}
 	for _, i := range []int{0, groupDevices - 1, groupDevices, groupDevices + 4999} {
-		points, err := s.Read(t.Context(), 0, 1, everything(b.Devices[i]))
+		points, _, err := s.Read(t.Context(), 0, 1, everything(b.Devices[i]))
 		if err != nil || len(points) != 2 || points[1].Value != float64(i)*math.Pi {
 			t.Errorf("device %d: got %v, %v", i, points, err)
 		}
@@ -212,14 +212,14 @@ func TestReopenFindsSegmentsAndGaps(t *testing.T) {
 	s = open(t, dir)
 	check()
 	var incomplete *IncompleteError
-	if _, err := s.Read(t.Context(), 3, 21, everything("sensor-00000")); !errors.As(err, &incomplete) || !errors.Is(err, store.ErrUnavailable) {
+	if _, _, err := s.Read(t.Context(), 3, 21, everything("sensor-00000")); !errors.As(err, &incomplete) || !errors.Is(err, store.ErrUnavailable) {
 		t.Errorf("read over a gap: got %v, want an IncompleteError that is store.ErrUnavailable", err)
 	}
-	if points, err := s.Read(t.Context(), 3, EverythingHere, everything("sensor-00000")); err != nil || len(points) != 4*(4+9+12+21) {
+	if points, _, err := s.Read(t.Context(), 3, EverythingHere, everything("sensor-00000")); err != nil || len(points) != 4*(4+9+12+21) {
 		t.Errorf("read of everything: %d points, %v", len(points), err)
 	}
-	if points, err := s.Read(t.Context(), 3, 9, everything("sensor-00000")); err != nil || len(points) != 4*(4+9) {
-		t.Errorf("read up to 9: %d points, %v", len(points), err)
+	if points, covered, err := s.Read(t.Context(), 3, 4, everything("sensor-00000")); err != nil || covered != 12 || len(points) != 4*(4+9+12) {
+		t.Errorf("read up to 4: %d points up to %d, %v", len(points), covered, err)
 	}
 }
 
@@ -282,6 +282,13 @@ func TestReadEqualsModel(t *testing.T) {
 				rt.Fatalf("write: %v", err)
 			}
 			m.batches = append(m.batches, b)
+			if list := s.Segments(1); len(list) > 1 && rapid.Bool().Draw(rt, "compact") {
+				lo := rapid.IntRange(0, len(list)-2).Draw(rt, "first file")
+				hi := rapid.IntRange(lo+2, len(list)).Draw(rt, "end")
+				if _, err := s.merge(t.Context(), list[lo:hi]); err != nil {
+					rt.Fatalf("merge: %v", err)
+				}
+			}
 		}
 		for range 10 {
 			q := store.Query{
@@ -295,11 +302,11 @@ func TestReadEqualsModel(t *testing.T) {
 				q.After = &store.Point{Time: at.Draw(rt, "after"), Sensor: sensors.Draw(rt, "after sensor"), Value: values.Draw(rt, "after value")}
 			}
 			upTo := m.batches[rapid.IntRange(0, len(m.batches)-1).Draw(rt, "up to")].To
-			got, err := s.Read(t.Context(), 1, upTo, q)
-			if err != nil {
-				rt.Fatalf("read %+v: %v", q, err)
+			got, covered, err := s.Read(t.Context(), 1, upTo, q)
+			if err != nil || covered != to {
+				rt.Fatalf("read %+v up to %d gave rows up to %d: %v", q, upTo, covered, err)
 			}
-			if want := m.read(q, upTo); !samePoints(got, want) {
+			if want := m.read(q, to); !samePoints(got, want) {
 				rt.Fatalf("read %+v up to %d:\n got %+v\nwant %+v", q, upTo, got, want)
 			}
 		}
@@ -322,7 +329,7 @@ func TestPagesJoinThroughCursors(t *testing.T) {
 		q.After, q.Limit = nil, limit
 		var got []store.Point
 		for {
-			points, err := s.Read(t.Context(), 1, 6, q)
+			points, _, err := s.Read(t.Context(), 1, 6, q)
 			if err != nil {
 				t.Fatalf("read: %v", err)
 			}

@@ -49,31 +49,36 @@ func (s *Store) Write(ctx context.Context, b *telemetry.Batch) (Segment, error) 
 	return seg, nil
 }
 
-// existing answers for a range that is done already.
+// existing answers for a range that is done already. The turn is held.
 func (s *Store) existing(seg *Segment) (Segment, bool, error) {
 	have, same, overlaps := s.index.find(seg.Shard, seg.Range())
-	switch {
-	case overlaps:
-		return Segment{}, false, &OverlapError{Shard: seg.Shard, Range: seg.Range(), Have: have.Range()}
-	case same && have.Digest != seg.Digest:
-		return Segment{}, false, &DigestError{Shard: seg.Shard, From: seg.From, To: seg.To, Have: have.Digest, Want: seg.Digest}
-	default:
-		return have, same, nil
+	if !same && !overlaps {
+		return Segment{}, false, nil
 	}
+	if !have.Range().contains(seg.Range()) {
+		return Segment{}, false, &OverlapError{Shard: seg.Shard, Range: seg.Range(), Have: have.Range()}
+	}
+	if have.Expired { // nothing to compare with, and nothing to keep
+		return *seg, true, nil
+	}
+	mine, ok, err := s.lookup(seg.Shard, seg.Range(), s.tableInTurn)
+	switch {
+	case err != nil:
+		return Segment{}, false, err
+	case !ok:
+		return Segment{}, false, &OverlapError{Shard: seg.Shard, Range: seg.Range(), Have: have.Range()}
+	case mine.Digest != seg.Digest:
+		return Segment{}, false, &DigestError{Shard: seg.Shard, From: seg.From, To: seg.To, Have: mine.Digest, Want: seg.Digest}
+	}
+	return mine, true, nil
 }
 
 func (s *Store) write(b *telemetry.Batch, seg *Segment) error {
-	e, ok := s.encoders.Get().(*encoder)
-	if !ok {
-		var err error
-		if e, err = newEncoder(); err != nil {
-			return err
-		}
+	e, err := s.encoder()
+	if err != nil {
+		return err
 	}
-	defer func() {
-		e.release()
-		s.encoders.Put(e)
-	}()
+	defer s.putEncoder(e)
 	meta := metadata{Segment: *seg, Namespace: s.cfg.Namespace}
 	bytes, err := e.encode(b, &meta)
 	if err != nil {
@@ -86,6 +91,18 @@ func (s *Store) write(b *telemetry.Batch, seg *Segment) error {
 	})
 }
 
+func (s *Store) encoder() (*encoder, error) {
+	if e, ok := s.encoders.Get().(*encoder); ok {
+		return e, nil
+	}
+	return newEncoder()
+}
+
+func (s *Store) putEncoder(e *encoder) {
+	e.release()
+	s.encoders.Put(e)
+}
+
 // commit makes a file with the content that fill writes: temporary file, fsync,
 // rename, fsync of the folder. After an error nothing of it counts: the
 // temporary file is removed, and a file already renamed is not in the index
@@ -94,7 +111,7 @@ func (s *Store) commit(seg *Segment, fill func(file) error) error {
 	if err := s.folder(seg.Shard); err != nil {
 		return err
 	}
-	path := s.path(seg.Shard, seg.Range())
+	path := s.segmentPath(seg)
 	if err := s.fillTemp(path+suffixTemp, fill); err != nil {
 		if rerr := s.disk.remove(path + suffixTemp); rerr != nil && !errors.Is(rerr, fs.ErrNotExist) {
 			err = errors.Join(err, fmt.Errorf("remove temporary file: %w", rerr))
