@@ -2,6 +2,7 @@ package nab
 
 import (
 	"archive/tar"
+	"bufio"
 	"compress/gzip"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+
+	"github.com/ulikunitz/xz"
 )
 
 // archiveBytesMax bounds what an archive may unpack to; the corpus takes 14 MB.
@@ -71,11 +74,13 @@ func ReadTar(r io.Reader) (Source, error) {
 	}
 }
 
-// OpenDir finds the corpus in dir: a checkout with data and labels, or the
-// archive nab.tar.gz.
+// OpenDir finds the corpus in dir: a folder with data and labels, one that holds
+// such a folder named nab or NAB, or the archive nab.tar.gz.
 func OpenDir(dir string) (Source, error) {
-	if _, err := os.Stat(filepath.Join(dir, windowsPath)); err == nil {
-		return folder(dir), nil
+	for _, d := range []string{dir, filepath.Join(dir, "nab"), filepath.Join(dir, "NAB")} {
+		if _, err := os.Stat(filepath.Join(d, windowsPath)); err == nil {
+			return folder(d), nil
+		}
 	}
 	f, err := os.Open(filepath.Join(dir, "nab.tar.gz"))
 	if err != nil {
@@ -87,4 +92,39 @@ func OpenDir(dir string) (Source, error) {
 		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
 	}
 	return ReadTar(z)
+}
+
+// checkout is a folder with the benchmark's repository: published results stand
+// under results, thresholds under config.
+type checkout string
+
+func (c checkout) ReadFile(name string) ([]byte, error) {
+	if name == thresholdsPath {
+		return folder(c).ReadFile("config/" + name)
+	}
+	return folder(c).ReadFile("results/" + name)
+}
+
+// OpenPublished finds the published results of other detectors in dir: the
+// archive published_scores.tar.xz, its unpacked folder scores, or a checkout
+// with results and config.
+func OpenPublished(dir string) (Source, error) {
+	for _, src := range []Source{folder(dir), folder(filepath.Join(dir, "scores")), checkout(dir)} {
+		if _, err := src.ReadFile(thresholdsPath); err != nil {
+			continue
+		}
+		if _, err := src.ReadFile(finalPath); err == nil {
+			return src, nil
+		}
+	}
+	f, err := os.Open(filepath.Join(dir, "published_scores.tar.xz"))
+	if err != nil {
+		return nil, fmt.Errorf("no published results in %s: %w", dir, err)
+	}
+	defer f.Close()
+	x, err := xz.NewReader(bufio.NewReader(f))
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", f.Name(), err)
+	}
+	return ReadTar(x)
 }

@@ -1,14 +1,11 @@
 package nab
 
 import (
-	"encoding/json"
+	"errors"
 	"math"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"testing"
-
-	"github.com/sluice-iot/sluice/anomaly"
 )
 
 // dataDir is the benchmark's folder in the shared test data: SLUICE_DATA, or
@@ -50,44 +47,18 @@ func loadCorpus(t testing.TB) *Corpus {
 	return c
 }
 
-func readJSON(t *testing.T, src Source, name string, into any) {
-	t.Helper()
-	b, err := src.ReadFile(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := json.Unmarshal(b, into); err != nil {
-		t.Fatal(err)
-	}
-}
-
 // The published figure is what the published threshold earns; the benchmark's own
 // search for it climbed a hill and missed the best one once (numenta, low FP).
 func TestScorerReproducesPublishedResults(t *testing.T) {
-	dir := dataDir(t)
-	archive, err := os.ReadFile(filepath.Join(dir, "published_scores.tar.xz"))
+	published, err := OpenPublished(dataDir(t))
 	if err != nil {
 		t.Skip(err)
 	}
-	cmd := exec.Command("xz", "-dc", filepath.Join(dir, "published_scores.tar.xz"))
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Skipf("unpack %d bytes: %v", len(archive), err)
-	}
-	published, err := ReadTar(out)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Fatal(err)
-	}
 	var final map[string]map[string]float64
 	var thresholds map[string]map[string]struct{ Threshold float64 }
-	readJSON(t, published, "final_results.json", &final)
-	readJSON(t, published, "thresholds.json", &thresholds)
+	if err := errors.Join(readJSON(published, finalPath, &final), readJSON(published, thresholdsPath, &thresholds)); err != nil {
+		t.Fatal(err)
+	}
 	c := loadCorpus(t)
 	for _, detector := range []string{"numenta", "windowedGaussian", "randomCutForest"} {
 		scores, err := c.Published(published, detector)
@@ -113,27 +84,11 @@ func TestScorerReproducesPublishedResults(t *testing.T) {
 	}
 }
 
-// detect runs the frozen defaults over the corpus. A row's score is its severity
-// if it is news, which is what an operator is shown.
-func detect(c *Corpus) [][]float64 {
-	d := anomaly.New(anomaly.DefaultParams())
-	var out [][]float64
-	for _, f := range c.Files {
-		var s anomaly.State
-		scores := make([]float64, len(f.Values))
-		for i, x := range f.Values {
-			scores[i] = d.Step(&s, f.Times[i], x).Severity
-		}
-		out = append(out, scores)
-	}
-	return out
-}
-
 // The floor is below what was measured when it was written, so that a change
 // that costs detection is noticed; it is no goal to tune for.
 func TestFrozenDefaultsOnTheBenchmark(t *testing.T) {
 	c := loadCorpus(t)
-	scores := detect(c)
+	scores := c.Scores()
 	sheet, err := c.Prepare(scores)
 	if err != nil {
 		t.Fatal(err)

@@ -12,6 +12,7 @@ import (
 
 type benchCmd struct {
 	Ingest benchIngestCmd `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
+	NAB    benchNABCmd    `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
 }
 
 type benchIngestCmd struct {
