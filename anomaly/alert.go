@@ -10,12 +10,12 @@ const (
 	worseBy   = 1.0 // nats by which an open alert must get worse to be updated
 )
 
-// alertStep moves the alert by one reading: u nats against the threshold aim.
+// alertStep moves an alert by one reading: u nats against the threshold aim.
 // A new alert must beat aim, what the series' own past alerts added to it (an
 // adaptive conformal controller: Gibbs and Candes 2021; each alert costs
 // habitGain nats, which the allowed rate earns back, so that the long-run rate
 // cannot exceed the target on any series) and the decaying peak of surprises.
-func (d *Detector) alertStep(s *State, u, aim, peak float64, cause Cause) Transition {
+func (d *Detector) alertStep(s *alarm, u, aim, peak float64, cause Cause) Transition {
 	s.habit = float32(larger(float64(s.habit)-mul(habitGain, float64(s.earn)), habitMin))
 	if !s.open {
 		if u < aim+float64(s.habit) || u <= peak+worseBy {

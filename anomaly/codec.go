@@ -115,7 +115,7 @@ func walk[C coder](c C, s *State) {
 func (s *State) check() error {
 	ok := s.bin < hours && s.n <= countCap && s.run <= countCap && s.tail.count <= tailCount && s.cadence >= 0 &&
 		s.noise >= 0 && s.plain >= 0 && s.seasonal >= 0 && s.hi >= s.lo && s.spread >= 0 && s.target >= 0 && s.bar >= 0 &&
-		s.causeOf <= CauseDrift && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.binN <= countCap && s.dayN <= countCap
+		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.binN <= countCap && s.dayN <= countCap
 	if s.n > 0 {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0

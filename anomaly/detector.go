@@ -31,7 +31,14 @@ type Verdict struct {
 	Cause               Cause // the most surprising aspect, CauseNone when nothing is
 	Alert               Transition
 	Warmup              bool // the series is too new for a score
+
+	nats float32 // -ln p
+	dev  float32 // deviation from level and season in scales, clipped
 }
+
+// Probability estimates how often, per reading of this series on stationary data,
+// a separate episode at least this surprising begins; 1 is unremarkable.
+func (v *Verdict) Probability() float64 { return exp(-float64(v.nats)) }
 
 // grade rounds a score to a multiple of 1/1024; both steps are exact.
 func grade(score float64) float32 { return float32(math.Floor(mul(score, 1024)+0.5) / 1024) }
@@ -87,8 +94,8 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	u, top := s.surprise(&v)
-	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup}
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:])
+	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
 	}
@@ -101,7 +108,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 		s.n++
 	}
 	if s.n > learnTailsAfter {
-		s.learnTails(&v)
+		learnTails(v[:], s.q[:], s.ex[:], excessMin[:], s.n)
 	}
 	s.short, s.long, s.spread = float32(short), float32(long), float32(spread)
 	if reset {
@@ -128,6 +135,7 @@ func (d *Detector) judge(s *State, out *Verdict, u float64) {
 	peak := float64(s.peak) - mul(float64(s.peak), float64(s.fade))
 	s.peak = float32(peak)
 	if !out.Warmup {
+		out.nats = float32(nats)
 		if nats > 0 {
 			score := 1 - exp(-mul(math.Ln2, nats)/aim)
 			out.Score = grade(score)
@@ -136,7 +144,7 @@ func (d *Detector) judge(s *State, out *Verdict, u float64) {
 				s.peak = float32(nats)
 			}
 		}
-		out.Alert = d.alertStep(s, nats, aim, peak, out.Cause)
+		out.Alert = d.alertStep(&s.alarm, nats, aim, peak, out.Cause)
 	}
 }
 
@@ -169,7 +177,7 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	u, top := s.surprise(&v)
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:])
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {
@@ -186,7 +194,7 @@ func (s *State) band(out *Verdict, scale float64) {
 	if bar == 0 {
 		bar = softCap
 	}
-	w := mul(scale, float64(s.q[featureSpike])+mul(larger(float64(s.ex[featureSpike]), excessMin[featureSpike]), bar))
+	w := mul(scale, float64(s.q[featureSpike])+mul(float64(larger32(s.ex[featureSpike], excessMin[featureSpike])), bar))
 	out.Low, out.High = out.Expected-w, out.Expected+w
 }
 
@@ -197,7 +205,7 @@ func (s *State) begin(t int64, x float64) {
 	s.spread = 1
 	s.day, s.bin, _ = clock(t)
 	for j := range s.ex {
-		s.ex[j] = float32(larger(0.5, excessMin[j]))
+		s.ex[j] = larger32(0.5, excessMin[j])
 		s.q[j] = 1
 	}
 }

@@ -25,7 +25,7 @@ var weights = [features]float64{1, 0.7, 1, 0.8, 1, 1, 1}
 
 // smallest mean excess of each feature, in its own unit: below this a difference
 // means nothing to a person, however regular the series has been.
-var excessMin = [features]float64{0.15, 0.1, 0.05, 0.08, 0.05, 1, 0.03}
+var excessMin = [features]float32{0.15, 0.1, 0.05, 0.08, 0.05, 1, 0.03}
 
 // measure gives the features of a reading: e is |innovation| and dev the
 // deviation, both in scales; short, long and spread are the running means with
@@ -49,22 +49,22 @@ func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run
 	v[featureDrift] = math.Abs(long)
 }
 
-// surprise combines the features: each above its own quantile counts in mean
+// surprise combines features: each above its own quantile counts in mean
 // excesses (an exponential tail, in nats), the largest fully and the others by
 // half, so that agreement counts but cannot replace strength. It returns the sum
 // and the feature that contributes most.
-func (s *State) surprise(v *[features]float64) (u float64, top int) {
+func surprise(v []float64, q, ex []float32, weight []float64) (u float64, top int) {
 	sum, best := 0.0, 0.0
 	for j := range v {
-		over := v[j] - float64(s.q[j])
+		over := v[j] - float64(q[j])
 		if over <= 0 {
 			continue
 		}
-		c := over / float64(s.ex[j])
+		c := over / float64(ex[j])
 		if c > softCap {
 			c = softCap + mul(softCap/2, ln(c/softCap))
 		}
-		c = mul(c, weights[j])
+		c = mul(c, weight[j])
 		sum += c
 		if c > best {
 			best, top = c, j
@@ -74,23 +74,24 @@ func (s *State) surprise(v *[features]float64) (u float64, top int) {
 }
 
 // learnTails moves each feature's quantile by a step of its mean excess
-// (Robbins-Monro) and the mean excess by the winsorised excess.
-func (s *State) learnTails(v *[features]float64) {
+// (Robbins-Monro) and the mean excess by the winsorised excess; n is the number
+// of readings so far.
+func learnTails(v []float64, q, ex, least []float32, n uint32) {
 	rate, a := 0.03, 0.02
-	if s.n < 1000 {
-		rate = 30 / float64(s.n)
-		a = 1 / (1 + mul(tailRate, float64(s.n)))
+	if n < 1000 {
+		rate = 30 / float64(n)
+		a = 1 / (1 + mul(tailRate, float64(n)))
 	}
 	for j := range v {
-		q, ex := float64(s.q[j]), float64(s.ex[j])
-		step := mul(rate, ex+mul(0.2, q))
-		over := v[j] - q
+		qj, exj := float64(q[j]), float64(ex[j])
+		step := mul(rate, exj+mul(0.2, qj))
+		over := v[j] - qj
 		if over > 0 {
-			s.q[j] = float32(q + mul(step, 1-tailRate))
-			ex = toward(ex, smaller(over, 6*ex), a)
-			s.ex[j] = float32(larger(ex, excessMin[j]))
+			q[j] = float32(qj + mul(step, 1-tailRate))
+			exj = toward(exj, smaller(over, 6*exj), a)
+			ex[j] = larger32(float32(exj), least[j])
 		} else {
-			s.q[j] = float32(larger(q-mul(step, tailRate), 0))
+			q[j] = float32(larger(qj-mul(step, tailRate), 0))
 		}
 	}
 }

@@ -44,7 +44,15 @@ type State struct {
 	// second stage: tail of the combined surprise, over separate episodes
 	tail tail
 
-	// alert
+	alarm
+
+	// the device's view: how this series moves with the others of its device
+	load  float32 // its part in the common motion, in scales
+	resid float32 // mean |deviation| that the common motion does not explain, in scales
+}
+
+// alarm is the alert of a series or of a device.
+type alarm struct {
 	target  float32 // nats that the target demands of a reading
 	earn    float32 // e^-target: what a reading without alert lowers the habit by
 	bar     float32 // what the innovation alone must reach, in mean excesses; 0 = compute anew

@@ -1,0 +1,320 @@
+package anomaly
+
+import "math"
+
+// The features of a device's message, in the order of DeviceState.q and ex.
+const (
+	jointSum    = 0 // sum of the sensors' surprises, nats
+	jointEnergy = 1 // short mean of the sensors' mean |deviation|
+	jointBroken = 2 // short mean of what the common motion does not explain
+	jointFeats  = 3
+
+	loadMemory   = 0.005 // of the loadings: about 200 messages
+	loadAfter    = 100   // messages before the common motion is believed
+	jointCap     = 12.0  // nats of one sensor that count
+	partnersMin  = 2     // sensors in a message below which there is no joint view
+	jointWarmup  = 200   // messages, as a series needs readings
+	jointShare   = 0.5   // share of a device's false alarms that its joint view may raise
+	sensorsShare = 1 - jointShare
+)
+
+// DeviceState is what the detector knows of a device as a whole: how surprising
+// its sensors are together, and its alert. The zero value is a fresh device.
+type DeviceState struct {
+	last    int64
+	cadence float64 // mean time between messages with two sensors and more, us
+	n       uint32  // such messages, saturating
+
+	energy, broken float32 // short means
+	q, ex          [jointFeats]float32
+	tail           tail
+	alarm          // of the joint view
+
+	any   bool    // the device's alert is open: that of a sensor or of the joint view
+	calm  uint16  // messages without an open sensor while it is
+	top   float32 // its worst severity
+	shown float32 // decaying peak of the severity's nats, in targets
+}
+
+// DeviceVerdict is what a message is worth.
+type DeviceVerdict struct {
+	// Score and Severity are as in Verdict, for the message as a whole: the most
+	// surprising of its sensors, or the sensors together, if that is rarer.
+	Score    float32
+	Severity float64
+	Cause    Cause
+	// Top is the index (in the order of Row.Add) of the sensor with the largest
+	// share, -1 for an empty row.
+	Top int
+	// Alert is the transition of the device's alert: opened by the first sensor or
+	// by the joint view, updated when it gets worse, closed when all is quiet. One
+	// incident of a device is one alert, however many sensors it has.
+	Alert  Transition
+	Open   bool
+	Warmup bool
+}
+
+// Row gathers the verdicts of one message. It is scratch memory: reuse it from
+// message to message, for one goroutine at a time.
+type Row struct {
+	sensors []rowSensor
+	verdict DeviceVerdict
+}
+
+type rowSensor struct {
+	state *State
+	v     Verdict
+	part  float64 // of the surprise
+	rest  float64 // |deviation| that the common motion does not explain, in its usual size
+}
+
+// Reset empties the row for the next message.
+func (r *Row) Reset() { r.sensors = r.sensors[:0] }
+
+// Add scores a reading as Step does and makes it part of the message.
+func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
+	late := s.n > 0 && t < s.last
+	v := d.Step(s, t, x)
+	if !late && x-x == 0 {
+		r.sensors = append(r.sensors, rowSensor{state: s, v: v})
+	}
+	return v
+}
+
+// Share is the part of the i-th sensor in the surprise of the message, 0 to 1;
+// the shares add up to 1 when anything was surprising at all.
+func (r *Row) Share(i int) float64 {
+	sum := 0.0
+	for k := range r.sensors {
+		sum += r.sensors[k].part
+	}
+	if sum == 0 || i < 0 || i >= len(r.sensors) {
+		return 0
+	}
+	return r.sensors[i].part / sum
+}
+
+// Len is the number of sensors in the row.
+func (r *Row) Len() int { return len(r.sensors) }
+
+// Finish scores the message as a whole and moves the device's alert.
+func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
+	out := DeviceVerdict{Top: -1}
+	if len(r.sensors) == 0 {
+		out.Open = s.any
+		return out
+	}
+	joint, jointNats := None, 0.0
+	if len(r.sensors) >= partnersMin {
+		joint, jointNats = d.together(s, r, t, &out)
+	}
+	r.parts(&out, jointNats)
+	d.severity(s, r, &out, jointNats)
+	d.incident(s, r, &out, joint)
+	return out
+}
+
+// together is the joint view of a message with several sensors.
+func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict) (Transition, float64) {
+	if s.n == 0 {
+		s.begin()
+	} else if dt := float64(t - s.last); dt > 0 {
+		if s.cadence == 0 {
+			s.cadence = dt
+		}
+		a := 1.0 / 256
+		if s.n < 256 {
+			a = 1 / float64(s.n)
+		}
+		s.cadence = toward(s.cadence, smaller(dt, mul(gapFactor, s.cadence)), a)
+	}
+	s.last = max(s.last, t)
+	if s.n < countCap {
+		s.n++
+	}
+	var v [jointFeats]float64
+	sum, energy, warm := 0.0, 0.0, false
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		warm = warm || x.v.Warmup
+		sum += smaller(float64(x.v.nats), jointCap)
+		energy += math.Abs(float64(x.v.dev))
+	}
+	if warm {
+		return None, 0 // a sensor's tails are not known: its surprise means nothing yet
+	}
+	energy = toward(float64(s.energy), energy/float64(len(r.sensors)), shortMean)
+	broken := toward(float64(s.broken), s.decouple(r), shortMean)
+	s.energy, s.broken = float32(energy), float32(broken)
+	v = [jointFeats]float64{sum, energy, broken}
+	u, top := 0.0, 0
+	if s.tail.count > 0 || s.n > learnTailsAfter {
+		u, top = surprise(v[:], s.q[:], s.ex[:], jointWeights[:])
+	}
+	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n)
+	nats := 0.0
+	if u > 0 {
+		nats = s.tail.nats(u)
+	}
+	if s.tail.learn(u) || s.target == 0 {
+		d.aimDevice(s)
+	}
+	aim := float64(s.target)
+	peak := float64(s.peak) - mul(float64(s.peak), float64(s.fade))
+	s.peak = float32(peak)
+	if s.tail.count < jointWarmup {
+		return None, 0
+	}
+	cause := CauseJoint
+	if top == jointBroken {
+		cause = CauseDecoupled
+	}
+	tr := d.alertStep(&s.alarm, nats, aim, peak, cause)
+	if nats > peak+worseBy {
+		s.peak = float32(nats)
+	}
+	out.Cause = cause
+	return tr, nats
+}
+
+var (
+	jointWeights   = [jointFeats]float64{1, 1, 1}
+	jointExcessMin = [jointFeats]float32{0.3, 0.03, 0.03}
+)
+
+func (s *DeviceState) begin() {
+	for j := range s.q {
+		s.q[j], s.ex[j] = 1, larger32(0.5, jointExcessMin[j])
+	}
+}
+
+func larger32(a, b float32) float32 {
+	if a > b {
+		return a
+	}
+	return b
+}
+
+// decouple splits the sensors' deviations into a common motion and what is left,
+// and learns each sensor's part in it (Oja 1982: the first principal component,
+// one sensor at a time). It returns the largest rest, in its usual size, of a
+// sensor that usually moves with the others.
+func (s *DeviceState) decouple(r *Row) float64 {
+	num, den := 0.0, 0.0
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		l := float64(x.state.load)
+		num += mul(l, float64(x.v.dev))
+		den += mul(l, l)
+	}
+	common := 0.0
+	if den > 0.05 {
+		common = num / den
+	} else { // nothing learned yet: begin with the plain mean
+		for i := range r.sensors {
+			common += float64(r.sensors[i].v.dev) / float64(len(r.sensors))
+		}
+	}
+	worst := 0.0
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		l, usual := float64(x.state.load), float64(x.state.resid)
+		dev := float64(x.v.dev)
+		rest := math.Abs(dev - mul(l, common))
+		x.rest = rest / (usual + 0.05)
+		if s.n > loadAfter && usual > 0 {
+			// a sensor that the common motion explains well says most by leaving it
+			tied := larger(1-usual, 0)
+			worst = larger(worst, mul(x.rest, tied))
+		}
+		a := loadMemory
+		if s.n < loadAfter {
+			a = larger(loadMemory, 1/float64(s.n+1))
+		}
+		c := clip(common, 4)
+		x.state.load = float32(clip(l+mul(a, mul(c, clip(dev, 4)-mul(l, c))), 4))
+		x.state.resid = float32(toward(usual, smaller(rest, 4*(usual+0.05)), a))
+	}
+	return worst
+}
+
+// aimDevice is aim for the joint view.
+func (d *Detector) aimDevice(s *DeviceState) {
+	c := s.cadence
+	if !(c > 0) {
+		c = second
+	}
+	s.fade = float32(1 / smaller(larger(peakHours*hour/c, peakShort), peakLong))
+	aim := larger(ln(larger(month/c, 1)/mul(d.p.AlarmsPerDeviceMonth, jointShare)), aimMin)
+	s.target, s.earn, s.bar = float32(aim), float32(exp(-aim)), 1
+}
+
+// parts shares the surprise out over the sensors.
+func (r *Row) parts(out *DeviceVerdict, jointNats float64) {
+	best := -1.0
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		x.part = larger(float64(x.v.nats)-1, 0)
+		if out.Cause == CauseDecoupled && jointNats > 0 {
+			x.part += mul(0.5, mul(x.rest, x.rest))
+		}
+		if x.part > best {
+			best, out.Top = x.part, i
+		}
+	}
+}
+
+// severity is the message's own, on the scale of one target for the device.
+func (d *Detector) severity(s *DeviceState, r *Row, out *DeviceVerdict, jointNats float64) {
+	most, cause := 0.0, CauseNone
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		out.Warmup = out.Warmup || x.v.Warmup
+		if a := float64(x.state.target); a > 0 && float64(x.v.nats) > mul(most, a) {
+			most, cause = float64(x.v.nats)/a, x.v.Cause
+		}
+	}
+	if a := float64(s.target); a > 0 && jointNats > mul(most, a) {
+		most, cause = jointNats/a, out.Cause
+	}
+	out.Cause = cause
+	first := r.sensors[0].state
+	s.shown = float32(float64(s.shown) - mul(float64(s.shown), float64(first.fade)))
+	if out.Warmup || most == 0 {
+		return
+	}
+	score := 1 - exp(-mul(math.Ln2, most))
+	out.Score = grade(score)
+	if margin := worseBy / larger(float64(first.target), 1); most > float64(s.shown)+margin {
+		out.Severity = 100 * score
+		s.shown = float32(most)
+	}
+}
+
+// incident moves the device's alert: one for all its sensors.
+func (d *Detector) incident(s *DeviceState, r *Row, out *DeviceVerdict, joint Transition) {
+	opened, worse, open := joint == Opened, joint == Updated, s.open
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		opened = opened || x.v.Alert == Opened
+		worse = worse || x.v.Alert == Updated
+		open = open || x.state.open
+	}
+	switch {
+	case !s.any && opened:
+		s.any, s.calm, s.top = true, 0, out.Score
+		out.Alert = Opened
+	case s.any && open:
+		s.calm = 0
+		if (opened || worse) && out.Score > s.top {
+			s.top = out.Score
+			out.Alert = Updated
+		}
+	case s.any:
+		if s.calm++; s.calm >= uint16(d.p.CloseAfter) || len(r.sensors) > 1 && s.calm > 1 {
+			s.any, s.calm, s.top = false, 0, 0
+			out.Alert = Closed
+		}
+	}
+	out.Open = s.any
+}
