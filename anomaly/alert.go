@@ -4,7 +4,7 @@ const (
 	habitGain = 1.0 // nats by which an alert raises the bar for the next
 	habitMax  = 8.0
 	habitMin  = -0.7 // a series without alerts may become twice as sensitive, not more: silence is no fault
-	peakHours = 12   // the peak of surprises decays by e in this time, bounded by:
+	peakHours = 24   // the peak of surprises decays by e in this time, bounded by:
 	peakShort = 100
 	peakLong  = 5000
 	worseBy   = 1.0 // nats by which an open alert must get worse to be updated

@@ -8,7 +8,11 @@ import (
 )
 
 // stateVersion is the first byte of a serialised State; FORMAT.md draws it.
-const stateVersion = 1
+const stateVersion = 2
+
+// stateBefore is the version that DecodeState still reads, so that a new detector
+// starts warm: it lacks what walkNew visits.
+const stateBefore = 1
 
 // ErrState marks bytes that are not a State that AppendState wrote.
 var ErrState = errors.New("not a detector state")
@@ -17,6 +21,7 @@ var ErrState = errors.New("not a detector state")
 func AppendState(dst []byte, s *State) []byte {
 	e := encoder{dst: append(dst, stateVersion)}
 	walk(&e, s)
+	walkNew(&e, s)
 	return e.dst
 }
 
@@ -27,12 +32,17 @@ func DecodeState(b []byte, s *State) (rest []byte, err error) {
 	if len(b) == 0 {
 		return nil, fmt.Errorf("%w: empty", ErrState)
 	}
-	if b[0] != stateVersion {
-		return nil, fmt.Errorf("%w: version %d, this build reads version %d", ErrState, b[0], stateVersion)
+	if b[0] != stateVersion && b[0] != stateBefore {
+		return nil, fmt.Errorf("%w: version %d, this build reads versions %d and %d", ErrState, b[0], stateBefore, stateVersion)
 	}
 	var got State
 	d := decoder{src: b[1:]}
 	walk(&d, &got)
+	if b[0] == stateVersion {
+		walkNew(&d, &got)
+	} else {
+		got.noiseHigh, got.noiseLow = float32(got.noise), float32(got.noise)
+	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d", ErrState, d.bad, len(b)-len(d.src))
 	}
@@ -93,21 +103,36 @@ func walk[C coder](c C, s *State) {
 		c.f32(&s.q[j])
 		c.f32(&s.ex[j])
 	}
-	c.f64(&s.tail.q)
-	c.f32(&s.tail.mean)
-	c.f32(&s.tail.sq)
-	c.f32(&s.tail.top)
-	c.u32(&s.tail.count)
-	c.f32(&s.tail.pi)
-	c.f32(&s.tail.step)
-	c.u16(&s.tail.calm)
-	c.flag(&s.tail.in)
-	for _, f := range []*float32{&s.target, &s.earn, &s.bar, &s.habit, &s.fade, &s.peak, &s.worst} {
+	walkTail(c, &s.tail)
+	walkAlarm(c, &s.alarm)
+}
+
+func walkTail[C coder](c C, t *tail) {
+	c.f64(&t.q)
+	c.f32(&t.mean)
+	c.f32(&t.sq)
+	c.f32(&t.top)
+	c.u32(&t.count)
+	c.f32(&t.pi)
+	c.f32(&t.step)
+	c.u16(&t.calm)
+	c.flag(&t.in)
+}
+
+func walkAlarm[C coder](c C, a *alarm) {
+	for _, f := range []*float32{&a.target, &a.earn, &a.bar, &a.habit, &a.fade, &a.peak, &a.worst} {
 		c.f32(f)
 	}
-	c.u16(&s.quiet)
-	c.flag(&s.open)
-	c.u8((*uint8)(&s.causeOf))
+	c.u16(&a.quiet)
+	c.flag(&a.open)
+	c.u8((*uint8)(&a.causeOf))
+}
+
+// walkNew visits what version 2 added.
+func walkNew[C coder](c C, s *State) {
+	for _, f := range []*float32{&s.noiseHigh, &s.noiseLow, &s.load, &s.resid} {
+		c.f32(f)
+	}
 }
 
 // check refuses values that would make Step divide by zero or index outside of
@@ -115,19 +140,21 @@ func walk[C coder](c C, s *State) {
 func (s *State) check() error {
 	ok := s.bin < hours && s.n <= countCap && s.run <= countCap && s.tail.count <= tailCount && s.cadence >= 0 &&
 		s.noise >= 0 && s.plain >= 0 && s.seasonal >= 0 && s.hi >= s.lo && s.spread >= 0 && s.target >= 0 && s.bar >= 0 &&
-		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.binN <= countCap && s.dayN <= countCap
+		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.noiseHigh >= 0 && s.noiseLow >= 0 && s.resid >= 0 && s.binN <= countCap && s.dayN <= countCap
 	if s.n > 0 {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0
 		}
 	}
-	if s.tail.count > 0 {
-		ok = ok && s.tail.mean > 0 && s.tail.sq >= 0 && s.tail.q > 0
-	}
+	ok = ok && s.tail.ok()
 	if !ok {
 		return fmt.Errorf("%w: field out of range", ErrState)
 	}
 	return nil
+}
+
+func (t *tail) ok() bool {
+	return t.count <= tailCount && (t.count == 0 || t.mean > 0 && t.sq >= 0 && t.q > 0)
 }
 
 type encoder struct{ dst []byte }

@@ -80,3 +80,29 @@ func FuzzDecodeState(f *testing.F) {
 		}
 	})
 }
+
+// A state of the version before is read, and the detector goes on from it
+// without a new warm-up.
+func TestOlderStateStartsWarm(t *testing.T) {
+	d := New(DefaultParams())
+	var s State
+	last, n := int64(0), 0
+	corpus(func(at int64, x float64) {
+		if n++; n < 9000 {
+			last = max(last, at)
+			d.Step(&s, at, x)
+		}
+	})
+	wire := AppendState(nil, &s)
+	old := wire[:len(wire)-16] // version 2 added four float32 at the end
+	old[0] = stateBefore
+	var back State
+	rest, err := DecodeState(old, &back)
+	if err != nil || len(rest) != 0 {
+		t.Fatalf("rest %d bytes, error %v", len(rest), err)
+	}
+	v := d.Step(&back, last+300*second, back.level)
+	if v.Warmup || back.Readings() != s.Readings()+1 || v.Score > 0.5 {
+		t.Errorf("after an older state: %+v, %d readings", v, back.Readings())
+	}
+}

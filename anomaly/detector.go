@@ -4,7 +4,7 @@ import "math"
 
 // Version names the arithmetic: two builds with equal Version give equal states
 // and verdicts for equal readings. Any change of a result raises it.
-const Version = 1
+const Version = 2
 
 const (
 	learnTailsAfter = 16 // readings before the features' tails are learned: the scales must exist
@@ -94,7 +94,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:])
 	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
@@ -155,7 +155,7 @@ func (d *Detector) aim(s *State) {
 	if !(c > 0) {
 		c = second
 	}
-	s.memory = float32(smaller(larger(2*day/c, levelShort), levelLong))
+	s.memory = float32(smaller(larger(day/c, levelShort), levelLong))
 	s.fade = float32(1 / smaller(larger(peakHours*hour/c, peakShort), peakLong))
 	perMonth := mul(larger(month/c, 1), larger(float64(s.sensors), 1))
 	aim := larger(ln(perMonth/d.p.AlarmsPerDeviceMonth), aimMin)
@@ -177,7 +177,7 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:])
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {

@@ -9,11 +9,11 @@ const (
 	jointBroken = 2 // short mean of what the common motion does not explain
 	jointFeats  = 3
 
-	loadMemory   = 0.005 // of the loadings: about 200 messages
-	loadAfter    = 100   // messages before the common motion is believed
+	loadMemory   = 0.002 // of the loadings: about 500 messages
+	loadAfter    = 200   // messages before the common motion is believed
 	jointCap     = 12.0  // nats of one sensor that count
 	partnersMin  = 2     // sensors in a message below which there is no joint view
-	jointWarmup  = 200   // messages, as a series needs readings
+	jointWarmup  = 200   // messages more before its tail is believed
 	jointShare   = 0.5   // share of a device's false alarms that its joint view may raise
 	sensorsShare = 1 - jointShare
 )
@@ -23,7 +23,7 @@ const (
 type DeviceState struct {
 	last    int64
 	cadence float64 // mean time between messages with two sensors and more, us
-	n       uint32  // such messages, saturating
+	n       uint32  // such messages since all their sensors were warm, saturating
 
 	energy, broken float32 // short means
 	q, ex          [jointFeats]float32
@@ -116,22 +116,15 @@ func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
 
 // together is the joint view of a message with several sensors.
 func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict) (Transition, float64) {
-	if s.n == 0 {
+	if s.ex[0] == 0 {
 		s.begin()
 	} else if dt := float64(t - s.last); dt > 0 {
 		if s.cadence == 0 {
 			s.cadence = dt
 		}
-		a := 1.0 / 256
-		if s.n < 256 {
-			a = 1 / float64(s.n)
-		}
-		s.cadence = toward(s.cadence, smaller(dt, mul(gapFactor, s.cadence)), a)
+		s.cadence = toward(s.cadence, smaller(dt, mul(gapFactor, s.cadence)), 1.0/64)
 	}
 	s.last = max(s.last, t)
-	if s.n < countCap {
-		s.n++
-	}
 	var v [jointFeats]float64
 	sum, energy, warm := 0.0, 0.0, false
 	for i := range r.sensors {
@@ -143,15 +136,18 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 	if warm {
 		return None, 0 // a sensor's tails are not known: its surprise means nothing yet
 	}
+	if s.n < countCap {
+		s.n++
+	}
 	energy = toward(float64(s.energy), energy/float64(len(r.sensors)), shortMean)
 	broken := toward(float64(s.broken), s.decouple(r), shortMean)
 	s.energy, s.broken = float32(energy), float32(broken)
 	v = [jointFeats]float64{sum, energy, broken}
-	u, top := 0.0, 0
-	if s.tail.count > 0 || s.n > learnTailsAfter {
-		u, top = surprise(v[:], s.q[:], s.ex[:], jointWeights[:])
+	if s.n <= loadAfter {
+		return None, 0
 	}
-	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n)
+	u, top := surprise(v[:], s.q[:], s.ex[:], jointWeights[:], jointWeights[:])
+	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n-loadAfter+learnTailsAfter)
 	nats := 0.0
 	if u > 0 {
 		nats = s.tail.nats(u)
@@ -229,11 +225,11 @@ func (s *DeviceState) decouple(r *Row) float64 {
 		}
 		a := loadMemory
 		if s.n < loadAfter {
-			a = larger(loadMemory, 1/float64(s.n+1))
+			a = 2 / float64(s.n+4)
 		}
 		c := clip(common, 4)
 		x.state.load = float32(clip(l+mul(a, mul(c, clip(dev, 4)-mul(l, c))), 4))
-		x.state.resid = float32(toward(usual, smaller(rest, 4*(usual+0.05)), a))
+		x.state.resid = float32(toward(usual, smaller(rest, 3*(usual+0.05)), a))
 	}
 	return worst
 }

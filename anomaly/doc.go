@@ -20,8 +20,8 @@
 // (State.SetSensors). DESIGN.md says how, and what was rejected.
 //
 // What it does not do: notice that readings are missing (that needs the clock of
-// whoever has one; State.Cadence gives the usual step), look across sensors or
-// devices, store or deliver alerts.
+// whoever has one; State.Cadence gives the usual step), compare devices, store or
+// deliver alerts. Add, Finish and DeviceState look at the sensors of a device together.
 //
 //	d := anomaly.New(anomaly.DefaultParams())
 //	var s anomaly.State

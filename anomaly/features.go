@@ -16,16 +16,21 @@ const (
 	shortMean = 0.06 // memory of the short means: about 16 readings
 	longMean  = 0.01 // memory of the long mean: about 100 readings
 	softCap   = 12.0 // nats of one feature beyond which its surprise grows as a logarithm
+	agreement = 0.65 // what the features behind the largest count for
 )
 
-// weights of the features in the combined surprise. Equal but for two that repeat
-// others: the deviation much of what spike and level see, the spread ratio much
+// weights of the features in the combined surprise. Equal but for three: an
+// innovation alone is one reading and the rest are many, the deviation much of what spike and level see, the spread ratio much
 // of what a run of spikes gives.
-var weights = [features]float64{1, 0.7, 1, 0.8, 1, 1, 1}
+var weights = [features]float64{0.8, 0.7, 1, 0.8, 1, 1, 1}
+
+// tells weighs the features where the cause is named: an innovation says more
+// than what it drags along.
+var tells = [features]float64{1.4, 0.7, 1, 0.8, 0.8, 1, 1}
 
 // smallest mean excess of each feature, in its own unit: below this a difference
 // means nothing to a person, however regular the series has been.
-var excessMin = [features]float32{0.15, 0.1, 0.05, 0.08, 0.05, 1, 0.03}
+var excessMin = [features]float32{0.15, 0.1, 0.05, 0.08, 0.05, 0.5, 0.03}
 
 // measure gives the features of a reading: e is |innovation| and dev the
 // deviation, both in scales; short, long and spread are the running means with
@@ -51,10 +56,10 @@ func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run
 
 // surprise combines features: each above its own quantile counts in mean
 // excesses (an exponential tail, in nats), the largest fully and the others by
-// half, so that agreement counts but cannot replace strength. It returns the sum
-// and the feature that contributes most.
-func surprise(v []float64, q, ex []float32, weight []float64) (u float64, top int) {
-	sum, best := 0.0, 0.0
+// two thirds, so that agreement counts but cannot replace strength. It returns the sum
+// and the feature that names the cause, by its strength and by how much it tells.
+func surprise(v []float64, q, ex []float32, weight, tells []float64) (u float64, top int) {
+	sum, best, plain := 0.0, 0.0, 0.0
 	for j := range v {
 		over := v[j] - float64(q[j])
 		if over <= 0 {
@@ -64,13 +69,14 @@ func surprise(v []float64, q, ex []float32, weight []float64) (u float64, top in
 		if c > softCap {
 			c = softCap + mul(softCap/2, ln(c/softCap))
 		}
+		if cc := mul(c, tells[j]); cc > plain {
+			plain, top = cc, j
+		}
 		c = mul(c, weight[j])
 		sum += c
-		if c > best {
-			best, top = c, j
-		}
+		best = larger(best, c)
 	}
-	return mul(0.5, best+sum), top
+	return mul(1-agreement, best) + mul(agreement, sum), top
 }
 
 // learnTails moves each feature's quantile by a step of its mean excess

@@ -8,17 +8,18 @@ const (
 	day    = 24 * hour
 	month  = 30 * day
 
-	winsor     = 4.0   // updates of the model see at most so many scales of one reading
-	sideAdopt  = 64    // readings in a row beyond sideFar that make a new level the norm
-	sideFar    = 3.0   // in mean absolute deviations
-	levelLong  = 20000 // slowest level, readings; with the profile the level need not follow the day
-	levelShort = 200   // fastest level, readings
-	noiseLong  = 500   // memory of the noise scale and of the autocorrelation, readings
-	visitsLong = 6     // memory of the profile in visits of an hour (days), of the weekday in weeks
-	rangeLong  = 20000 // memory of the range, readings
-	gapFactor  = 4     // more than so many mean steps between readings is a gap
-	countCap   = 1 << 30
-	valueMax   = 1e36 // larger magnitudes are treated as this one (the profile is float32)
+	winsor      = 4.0   // updates of the model see at most so many scales of one reading
+	sideAdopt   = 64    // readings in a row beyond sideFar that make a new level the norm
+	sideFar     = 3.0   // in mean absolute deviations
+	levelLong   = 20000 // slowest level, readings; with the profile the level need not follow the day
+	levelShort  = 400   // fastest level, readings
+	noiseLong   = 1000  // memory of the noise scale and of the autocorrelation, readings
+	visitsLong  = 6     // memory of the profile in visits of an hour (days), of the weekday in weeks
+	rangeLong   = 20000 // memory of the range, readings
+	halvesAfter = 128   // readings before the noise of the high and the low half are told apart
+	gapFactor   = 4     // more than so many mean steps between readings is a gap
+	countCap    = 1 << 30
+	valueMax    = 1e36 // larger magnitudes are treated as this one (the profile is float32)
 )
 
 // forecast is what the model says of a reading before it is seen.
@@ -30,6 +31,7 @@ type forecast struct {
 	unit     float64 // smallest scale that makes sense for this series
 	scale    float64 // noise scale, never 0
 	wide     float64 // scale of deviations from base, never 0
+	high     float64 // 0..1, where the forecast lies between the low and the high half of the series
 	weight   float64 // 0..1, how much the season is believed
 }
 
@@ -96,6 +98,10 @@ func (s *State) predict(f *forecast, d int32, h uint8, within float64, after boo
 		}
 		f.expected = f.base + (mul(f.phi, s.dprev) + s.bias)
 	}
+	f.high = 0.5 + clip(mul(0.5, f.expected-s.level)/(s.plain+f.unit), 0.5)
+	if s.n > halvesAfter {
+		f.scale = larger(toward(float64(s.noiseLow), float64(s.noiseHigh), f.high), mul(0.2, s.noise)) + f.unit
+	}
 }
 
 // learn moves the model by one reading x at step dt after the newest. Every
@@ -129,6 +135,12 @@ func (s *State) learn(f *forecast, x float64, d int32, h uint8, regular bool) {
 	s.plain = toward(s.plain, math.Abs(raw), slow)
 	s.seasonal = toward(s.seasonal, smaller(math.Abs(x-s.level-f.season), math.Abs(raw)+math.Abs(f.season)), slow)
 	s.noise = toward(s.noise, math.Abs(ce), fast)
+	if fresh {
+		s.noiseHigh, s.noiseLow = float32(s.noise), float32(s.noise)
+	} else {
+		s.noiseHigh = float32(toward(float64(s.noiseHigh), math.Abs(ce), mul(2*fast, f.high)))
+		s.noiseLow = float32(toward(float64(s.noiseLow), math.Abs(ce), mul(2*fast, 1-f.high)))
+	}
 	if regular {
 		s.bias = s.bias + mul(fast, ce)
 		p := clip(s.dprev, mul(winsor, f.wide))

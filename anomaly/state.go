@@ -27,9 +27,11 @@ type State struct {
 	hi, lo             float64 // range seen, shrinking over weeks
 	binSum, daySum     float64 // sums of x - level over the present hour and day
 	binN, dayN         uint32
-	day                int32 // present day since the epoch
-	side               int16 // readings in a row far above (>0) or below (<0) the level, saturating
-	bin                uint8 // present hour of day
+	day                int32   // present day since the epoch
+	side               int16   // readings in a row far above (>0) or below (<0) the level, saturating
+	bin                uint8   // present hour of day
+	noiseHigh          float32 // noise where the forecast is above the level, and below it:
+	noiseLow           float32 // a busy hour is noisier than a quiet one
 	profile            [hours]float32
 	week               [weekdays]float32
 	seen               [hours]uint8 // visits of the hour, saturating

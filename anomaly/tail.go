@@ -26,7 +26,7 @@ type tail struct {
 }
 
 const (
-	episodeGap  = 12        // readings below the threshold that end an episode: twice the memory of the fastest smoothed feature
+	episodeGap  = 24        // readings below the threshold that end an episode, as they close an alert
 	excessClip  = 6.0       // an excess counts at most so many mean excesses: real anomalies must not become the norm
 	shapePrior  = 25        // episodes that the belief in the usual shape, rhoPrior, weighs as much as
 	rhoPrior    = 1.1       // a little heavier than exponential; 1 is exponential

@@ -50,7 +50,7 @@ func (m *machine) decodeState(r *wire.Reader) error {
 	if ns, shard := r.Uint(), telemetry.ShardID(r.Uint()); ns != namespace || shard != m.shard {
 		return fmt.Errorf("snapshot is of namespace %d, shard %d, want namespace %d, shard %d", ns, shard, namespace, m.shard)
 	}
-	if v := r.Uint(); v != anomaly.Version {
+	if v := r.Uint(); v == 0 || v > anomaly.Version {
 		return fmt.Errorf("snapshot holds detector state of version %d, this node runs version %d: upgrade it", v, anomaly.Version)
 	}
 	m.origins, m.dups, m.registry, m.alerts, m.quarantine = origins{}, dupKeys{}, newRegistry(), newAlerts(), quarantine{}

@@ -12,17 +12,17 @@ const month = 30 * day
 
 // Result is what the detector made of one kind of fault.
 type Result struct {
-	Fault       Fault   `json:"fault"`
-	Devices     int     `json:"devices"`
-	Found       int     `json:"found"`        // devices with an alert between the fault's beginning and an eighth of a day behind its end
-	Recall      float64 `json:"recall"`       // Found / Devices
-	DelayRows   float64 `json:"delay_rows"`   // median, messages from the fault's beginning to the alert
-	DelayHours  float64 `json:"delay_hours"`  // median
-	Sensor      float64 `json:"sensor"`       // share of the found in which the broken sensor has the largest share
-	FalseAlarms int     `json:"false_alarms"` // alerts elsewhere, behind the warm-up and a day away from the fault
-	Months      float64 `json:"months"`       // device-months in which there could be false alarms
-	Rate        float64 `json:"rate"`         // false alarms per device-month
-	Causes      map[string]int
+	Fault       Fault          `json:"fault"`
+	Devices     int            `json:"devices"`
+	Found       int            `json:"found"`        // devices with an alert between the fault's beginning and an eighth of a day behind its end
+	Recall      float64        `json:"recall"`       // Found / Devices
+	DelayRows   float64        `json:"delay_rows"`   // median, messages from the fault's beginning to the alert
+	DelayHours  float64        `json:"delay_hours"`  // median
+	Sensor      float64        `json:"sensor"`       // share of the found in which the broken sensor has the largest share
+	FalseAlarms int            `json:"false_alarms"` // alerts elsewhere, behind the warm-up and a day away from the fault
+	Months      float64        `json:"months"`       // device-months in which there could be false alarms
+	Rate        float64        `json:"rate"`         // false alarms per device-month
+	Causes      map[string]int `json:"causes"`       // of the found
 }
 
 // Evaluate runs devices with seeds first, first+1, ... through the detector, so

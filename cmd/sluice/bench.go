@@ -11,8 +11,9 @@ import (
 )
 
 type benchCmd struct {
-	Ingest benchIngestCmd `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
-	NAB    benchNABCmd    `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
+	Ingest    benchIngestCmd    `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
+	Anomalies benchAnomaliesCmd `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
+	NAB       benchNABCmd       `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
 }
 
 type benchIngestCmd struct {

@@ -1,0 +1,63 @@
+package anomaly
+
+import "fmt"
+
+// deviceVersion is the first byte of a serialised DeviceState.
+const deviceVersion = 1
+
+// AppendDevice appends the serialised s to dst. Equal states give equal bytes.
+func AppendDevice(dst []byte, s *DeviceState) []byte {
+	e := encoder{dst: append(dst, deviceVersion)}
+	walkDevice(&e, s)
+	return e.dst
+}
+
+// DecodeDevice reads one DeviceState from the front of b and returns the rest; it
+// refuses what DecodeState refuses.
+func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
+	if len(b) == 0 || b[0] != deviceVersion {
+		return nil, fmt.Errorf("%w: a device's state begins with version %d: upgrade this node", ErrState, deviceVersion)
+	}
+	var got DeviceState
+	d := decoder{src: b[1:]}
+	walkDevice(&d, &got)
+	if d.bad != "" {
+		return nil, fmt.Errorf("%w: %s at byte %d of a device's", ErrState, d.bad, len(b)-len(d.src))
+	}
+	if err := got.check(); err != nil {
+		return nil, err
+	}
+	*s = got
+	return d.src, nil
+}
+
+func walkDevice[C coder](c C, s *DeviceState) {
+	c.i64(&s.last)
+	c.f64(&s.cadence)
+	c.u32(&s.n)
+	c.f32(&s.energy)
+	c.f32(&s.broken)
+	for j := range jointFeats {
+		c.f32(&s.q[j])
+		c.f32(&s.ex[j])
+	}
+	walkTail(c, &s.tail)
+	walkAlarm(c, &s.alarm)
+	c.flag(&s.any)
+	c.u16(&s.calm)
+	c.f32(&s.top)
+	c.f32(&s.shown)
+}
+
+func (s *DeviceState) check() error {
+	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.target >= 0 && s.causeOf <= causeLast && s.shown >= 0
+	if s.n > 0 {
+		for j := range s.ex {
+			ok = ok && s.ex[j] > 0 && s.q[j] >= 0
+		}
+	}
+	if !ok {
+		return fmt.Errorf("%w: field of a device out of range", ErrState)
+	}
+	return nil
+}

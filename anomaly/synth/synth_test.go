@@ -1,0 +1,87 @@
+package synth
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/sluice-iot/sluice/anomaly"
+)
+
+func TestASeedIsOneDevice(t *testing.T) {
+	for _, f := range append(Faults(), None) {
+		a, b := Generate(3, f), Generate(3, f)
+		if len(a.Times) != len(b.Times) || len(a.Sensors) != len(b.Sensors) || a.From != b.From {
+			t.Fatalf("%s: %d rows from %d, then %d from %d", f, len(a.Times), a.From, len(b.Times), b.From)
+		}
+		for i := range a.Times {
+			if i > 0 && a.Times[i] < a.Times[i-1] {
+				t.Fatalf("%s: row %d goes back in time", f, i)
+			}
+			for k := range a.Values[i] {
+				if x, y := a.Values[i][k], b.Values[i][k]; math.Float64bits(x) != math.Float64bits(y) {
+					t.Fatalf("%s: row %d, sensor %d: %v, then %v", f, i, k, x, y)
+				}
+			}
+		}
+	}
+}
+
+// A fault changes the broken sensor within its rows and nothing else.
+func TestAFaultStaysInItsRows(t *testing.T) {
+	for _, f := range Faults() {
+		if f == CounterReset { // lasts to the end
+			continue
+		}
+		d := Generate(5, f)
+		changed := 0
+		if d.From < len(d.Times)/2 || d.To <= d.From || d.To > len(d.Times) || len(d.Broken) != 1 {
+			t.Fatalf("%s: rows %d to %d of %d, sensors %v", f, d.From, d.To, len(d.Times), d.Broken)
+		}
+		for i := d.From; i < d.To; i++ {
+			if x := d.Values[i][d.Broken[0]]; x == x {
+				changed++
+			}
+		}
+		if changed == 0 {
+			t.Errorf("%s: no reading within the fault", f)
+		}
+	}
+}
+
+// The floor is below what was measured when it was written, so that a change
+// that costs detection or cries wolf is noticed.
+func TestFrozenDefaultsOnGeneratedTelemetry(t *testing.T) {
+	recall, alarms, months := 0.0, 0, 0.0
+	for _, r := range Evaluate(anomaly.DefaultParams(), 500, 12) {
+		t.Logf("%-16s recall %.2f, delay %.0f messages, %.2f false alarms per device-month", r.Fault, r.Recall, r.DelayRows, r.Rate)
+		recall += r.Recall / float64(len(Faults()))
+		alarms += r.FalseAlarms
+		months += r.Months
+	}
+	rate := float64(alarms) / months
+	if recall < 0.65 || rate > 2 || rate < 0.4 {
+		t.Errorf("recall %.2f, %.2f false alarms per device-month at a target of 1", recall, rate)
+	}
+}
+
+func TestEnginesAreFlaggedBeforeTheyFail(t *testing.T) {
+	root := os.Getenv("SLUICE_DATA")
+	if root == "" {
+		root = "../../../shared/data"
+	}
+	path := filepath.Join(root, "cmapss", "train_FD001.txt.gz")
+	if _, err := os.Stat(path); err != nil {
+		t.Skip("no engines: set SLUICE_DATA to a folder that holds cmapss/")
+	}
+	engines, err := ReadEngines(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := EvaluateEngines(anomaly.DefaultParams(), engines, 10)
+	t.Logf("%+v", r)
+	if r.Flagged < r.Engines*7/10 || r.EarlyRate > 1 {
+		t.Errorf("%d of %d engines flagged, %.2f alerts per 30 cycles in the first third", r.Flagged, r.Engines, r.EarlyRate)
+	}
+}
