@@ -10,10 +10,10 @@ import (
 	"sync/atomic"
 	"time"
 
-	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-iot/sluice/broker/poll"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -38,7 +38,8 @@ type Broker struct {
 	cfg      Config
 	ingest   Ingest
 	metrics  *metrics
-	mqtt     *mqtt.Server
+	poller   *poll.Poller // nil where the system has none
+	buffers  readBuffers
 	started  time.Time
 	sessions sessions
 	retained retained
@@ -82,10 +83,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 	b.retained = retained{max: cfg.RetainedMax, bytesMax: cfg.RetainedBytesMax, kept: map[string]*session.Message{}}
 	b.budget.max = cfg.InFlightBytesMax
 	b.halfOpen.max = cfg.HalfOpenMax
-	b.mqtt = newMochi(cfg, &mqtt.Options{Logger: slog.New(slog.DiscardHandler)}) // it logs packets with their payload
-	if err := b.mqtt.AddHook(&hook{b: b}, nil); err != nil {
-		return nil, fmt.Errorf("add hook: %w", err)
-	}
+	b.buffers.size = cfg.ReadBufferBytes
 	if reg != nil {
 		if err := b.registerGauges(reg); err != nil {
 			return nil, err
@@ -120,6 +118,13 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, e *Endpoint) error {
 	defer b.mu.Unlock()
 	if b.closed || b.draining.Load() {
 		return errors.Join(errors.New("broker is closed"), l.Close())
+	}
+	if b.poller == nil {
+		p, err := poll.New()
+		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+			return errors.Join(err, l.Close())
+		}
+		b.poller = p
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	before := b.cancel
@@ -201,10 +206,10 @@ func (b *Broker) Close() error {
 		return nil
 	}
 	b.stopTimers()
-	if err := b.mqtt.Close(); err != nil {
-		return fmt.Errorf("close mqtt server: %w", err)
+	if b.poller == nil {
+		return nil
 	}
-	return nil
+	return b.poller.Close()
 }
 
 func (b *Broker) stopListening() {

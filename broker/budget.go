@@ -21,8 +21,8 @@ func (g *budget) take(c *conn, n int64) bool {
 	if g.try(n) {
 		return true
 	}
-	if !c.parked {
-		c.parked = true
+	if !c.queued {
+		c.queued = true
 		g.mu.Lock()
 		g.queue = append(g.queue, c)
 		g.parked.Store(int64(len(g.queue)))
@@ -68,7 +68,7 @@ func (g *budget) give(n int64) {
 func (c *conn) unpark() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.parked = false
+	c.queued = false
 	if c.closing || c.waiting.n == 0 {
 		return false
 	}

@@ -100,6 +100,10 @@ type Config struct {
 	// ones save system calls of busy gateways and cost memory on every connection.
 	ReadBufferBytes int
 
+	// IdleAfter is how long a plain TCP connection that was busy may be silent before it
+	// gives its goroutine and buffers back; up to twice of it passes. Default 1 s.
+	IdleAfter time.Duration
+
 	// Authenticator decides who a client is; nil lets everybody in.
 	Authenticator Authenticator
 
@@ -146,6 +150,7 @@ func (c Config) withDefaults() Config {
 	def(&c.RetainedBytesMax, 64<<20)
 	def(&c.WriteTimeout, 30*time.Second)
 	def(&c.ReadBufferBytes, 2<<10)
+	def(&c.IdleAfter, time.Second)
 	return c
 }
 
@@ -187,6 +192,7 @@ func (c Config) Validate() error {
 		{"queue_bytes_max", int64(c.QueueBytesMax)}, {"out_bytes_max", int64(c.OutBytesMax)},
 		{"retained_max", int64(c.RetainedMax)}, {"retained_bytes_max", c.RetainedBytesMax},
 		{"write_timeout", int64(c.WriteTimeout)}, {"read_buffer_bytes", int64(c.ReadBufferBytes)},
+		{"idle_after", int64(c.IdleAfter)},
 	} {
 		bad(f.value > 0, "%s %d: must not be negative", f.name, f.value)
 	}

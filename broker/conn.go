@@ -1,23 +1,20 @@
 package broker
 
 import (
-	"errors"
 	"net"
-	"os"
 	"sync"
 	"time"
 
-	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sluice-iot/sluice/session"
 )
 
-// conn is one client's connection: the net.Conn that mochi reads and writes, the
-// publishes that wait for an answer, and the bytes that wait for the socket.
+// conn is one client's connection: its carrier, the publishes that wait for an answer,
+// and the bytes that wait for the socket.
 //
-// Three kinds of goroutine meet here. The reader (the one that serves the
-// connection) runs mochi's read loop and every handler below it. The pump, at
+// Three kinds of goroutine meet here. The reader, at most one at a time and none while
+// an idle connection is parked, runs every handler. The pump, at
 // most one at a time and only while there is something to do, writes to the
 // socket, answers committed publishes in order and hands waiting ones over. The
 // ingest path reports results from anywhere. mu guards what they share and is
@@ -26,7 +23,7 @@ type conn struct {
 	net.Conn
 	b *Broker
 
-	// Set before mochi sees the connection, constant afterwards.
+	// Set by CONNECT, constant afterwards; expiry may be changed by DISCONNECT.
 	client      string
 	identity    Identity
 	version     byte // 3, 4 or 5
@@ -38,12 +35,14 @@ type conn struct {
 	sendWindow  int    // QoS 1 and 2 messages that may be on the wire to the client
 	aliasMax    uint16 // topic aliases that the client takes
 	expiry      time.Duration
+	shortened   bool // expiry is less than the client asked for
 
 	// Owned by the reader.
-	hello     *packets.Packet // the CONNECT as mochi may see it, until it has
-	head      []byte          // bytes served to mochi before the socket's: placeholder CONNECT, what came behind the real one
+	partial   []byte    // read and not handled when the goroutine was given back
+	seen      time.Time // when the last packet was read
+	woken     time.Time // when the present goroutine began
+	deadline  time.Time // of reads, as this side has set it; zero is none
 	aliases   []string
-	refreshed time.Time // when the read deadline was last moved
 	will      *session.Message
 	willDelay time.Duration
 	wills     []*session.Message // fell due while the gate was held
@@ -51,9 +50,9 @@ type conn struct {
 	handling  bool               // inside a handler of ours: a panic is our bug, not hostile input
 	goodbye   bool               // the client sent DISCONNECT 0x00: no will
 
-	session *live // set when the session is established
-	cl      *mqtt.Client
-	left    bool // the session has been told that this connection ended
+	session *live  // set when the session is established
+	socket  socket // nil: the connection keeps its goroutine while it waits
+	left    bool   // the session has been told that this connection ended
 
 	mu         sync.Mutex
 	changed    sync.Cond // room in the wait list, an empty FIFO, the end of the connection
@@ -63,16 +62,18 @@ type conn struct {
 	quota      int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts
 	qos2       map[uint16]bool // ids of inbound QoS 2 publishes: false being committed, true answered with PUBREC
 	received   int             // the true ones: exchanges that wait for PUBREL
-	parked     bool            // in the queue for in-flight bytes
+	queued     bool            // for in-flight bytes
 	timer      *time.Timer
 	armed      bool
 	submitting bool // the pump is handing publishes over: newer ones must not overtake
 	pumping    bool
-	writing    bool // the pump is in a write call
-	closing    bool // nothing more is read
-	silent     bool // nothing more may be said: the order of answers is broken, or the end has been said
-	dead       bool // the socket is gone; what was handed over is still awaited
-	over       bool // the serving goroutine is done: no pump may start
+	writing    bool        // the pump is in a write call
+	closing    bool        // nothing more is read
+	silent     bool        // nothing more may be said: the order of answers is broken, or the end has been said
+	dead       bool        // the socket is gone; what was handed over is still awaited
+	over       bool        // everything has ended: no pump may start
+	parked     bool        // nobody reads: the poller or an end wakes the connection
+	alive      *time.Timer // watches the keep-alive of a parked connection
 	cause      packets.Code
 	told       bool // a DISCONNECT is among the bytes written
 	out, spare []byte
@@ -83,77 +84,6 @@ func newConn(b *Broker, nc net.Conn) *conn {
 	c := &conn{Conn: nc, b: b}
 	c.changed.L = &c.mu
 	return c
-}
-
-// Read serves what was read ahead of the CONNECT handler, then the socket. A
-// connection that is closing reads nothing more, so that its reader comes home.
-func (c *conn) Read(p []byte) (int, error) {
-	if len(c.head) > 0 {
-		n := copy(p, c.head)
-		if c.head = c.head[n:]; len(c.head) == 0 {
-			c.head = nil
-		}
-		return n, nil
-	}
-	n, err := c.Conn.Read(p)
-	if err != nil && errors.Is(err, os.ErrDeadlineExceeded) {
-		c.mu.Lock()
-		if !c.closing { // not woken up on purpose
-			c.failLocked(packets.ErrKeepAliveTimeout)
-		}
-		c.mu.Unlock()
-	}
-	return n, err
-}
-
-// Write takes one packet from mochi, which calls it with a lock held: it only
-// appends. A DISCONNECT is for MQTT 5; 3.1.1 knows none from the server.
-func (c *conn) Write(p []byte) (int, error) {
-	if len(p) > 0 && p[0]>>4 == packets.Disconnect {
-		if c.version < 5 {
-			return len(p), nil
-		}
-		c.mu.Lock()
-		c.told = true
-		c.mu.Unlock()
-	}
-	return len(p), c.send(p)
-}
-
-// Close stops the reader. The socket is closed by the goroutine that serves the
-// connection once what is gathered has been written, so that acks and the reason
-// of a DISCONNECT are not lost.
-func (c *conn) Close() error {
-	c.fail(packets.CodeSuccess)
-	return nil
-}
-
-// SetDeadline is what mochi calls before it reads each packet, with a time that is
-// wrong above 43,690 s (its keep-alive arithmetic is 16 bits wide): it marks the
-// packet boundary, the deadline is ours.
-func (c *conn) SetDeadline(time.Time) error {
-	c.refresh(time.Now())
-	return nil
-}
-
-// SetReadDeadline and SetWriteDeadline are ours alone.
-func (c *conn) SetReadDeadline(time.Time) error  { return nil }
-func (c *conn) SetWriteDeadline(time.Time) error { return nil }
-
-// refresh gives the client one and a half keep-alive intervals for its next packet.
-// The deadline is moved only when a sixteenth of an interval has passed, and is
-// later by as much, so that it is never early and rarely costs anything.
-func (c *conn) refresh(now time.Time) {
-	slack := c.keepAlive / 16
-	if c.keepAlive == 0 || now.Sub(c.refreshed) < slack {
-		return
-	}
-	c.refreshed = now
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closing {
-		_ = c.Conn.SetReadDeadline(now.Add(c.keepAlive + c.keepAlive/2 + slack)) // a dead socket fails the next read
-	}
 }
 
 // fail ends the connection with a reason, the first one that is given: the reader
@@ -170,7 +100,8 @@ func (c *conn) failLocked(cause packets.Code) {
 	}
 	c.closing = true
 	c.cause = cause
-	_ = c.Conn.SetReadDeadline(time.Unix(1, 0))               // wakes the reader; an error means that it is awake
+	_ = c.Conn.SetReadDeadline(time.Unix(1, 0)) // wakes a reader; an error means that it is awake
+	c.wakeLocked()
 	_ = c.Conn.SetWriteDeadline(time.Now().Add(closeTimeout)) // the last bytes; a write under way is cut short too
 	c.changed.Broadcast()
 }
@@ -193,8 +124,8 @@ func (c *conn) send(p []byte) error {
 
 var codeSlow = packets.Code{Code: packets.ErrQuotaExceeded.Code, Reason: "too many unread bytes"}
 
-// kickLocked starts the pump unless it runs. The serving goroutine outlives every
-// pump, so the group that Close waits for is never empty here.
+// kickLocked starts the pump unless it runs. The connection, which Close waits for,
+// outlives every pump.
 func (c *conn) kickLocked() {
 	if c.pumping || c.over {
 		return

@@ -1,8 +1,10 @@
 package broker
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -10,10 +12,6 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 )
-
-// placeholder is the CONNECT that mochi reads from the connection: protocol 4, clean,
-// no client id. The hook replaces it by the real one, without what mochi must not see.
-var placeholder = [...]byte{0x10, 12, 0, 4, 'M', 'Q', 'T', 'T', 4, 2, 0, 0, 0, 0}
 
 var errNotConnect = errors.New("first packet is not CONNECT")
 
@@ -35,7 +33,7 @@ func (c *conn) readConnect() (pk packets.Packet, err error) {
 			return pk, fmt.Errorf("CONNECT of %d bytes: %w", size, packets.ErrPacketTooLarge)
 		}
 		if ok {
-			c.head = append(placeholder[:len(placeholder):len(placeholder)], buf[size:]...)
+			c.partial = bytes.Clone(buf[size:])
 			pk.FixedHeader = packets.FixedHeader{Type: packets.Connect, Remaining: size - body}
 			return pk, pk.ConnectDecode(buf[body:size:size])
 		}
@@ -79,7 +77,6 @@ func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets
 	case s == nil && b.sessions.len() >= b.cfg.SessionsMax, !replaces && b.connected.Load() >= int64(b.cfg.ConnectionsMax), b.draining.Load():
 		return packets.ErrServerBusy
 	}
-	c.sanitize(pk)
 	return packets.CodeSuccess
 }
 
@@ -141,28 +138,37 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 	c.expiry = c.b.cfg.SessionExpiryMax
 	if c.version == 5 {
 		c.expiry = time.Duration(pk.Properties.SessionExpiryInterval) * time.Second
+		if c.expiry > c.b.cfg.SessionExpiryMax {
+			c.expiry, c.shortened = c.b.cfg.SessionExpiryMax, true
+		}
 	}
 	return packets.CodeSuccess
 }
 
-// sanitize keeps for mochi what it may handle: no will (it skips the access check and
-// loses delays), no credentials, no keep-alive (its arithmetic overflows), no aliases.
-func (c *conn) sanitize(pk *packets.Packet) {
-	c.hello = &packets.Packet{
-		FixedHeader:     pk.FixedHeader,
-		ProtocolVersion: c.version,
-		Connect:         packets.ConnectParams{ProtocolName: pk.Connect.ProtocolName, ClientIdentifier: c.client, Clean: c.clean},
-		Properties: packets.Properties{
-			SessionExpiryInterval:     pk.Properties.SessionExpiryInterval,
-			SessionExpiryIntervalFlag: pk.Properties.SessionExpiryIntervalFlag,
-			RequestProblemInfo:        pk.Properties.RequestProblemInfo,
-			RequestProblemInfoFlag:    pk.Properties.RequestProblemInfoFlag,
-			MaximumPacketSize:         pk.Properties.MaximumPacketSize,
-		},
+// appendWelcome encodes the CONNACK of a success: what an MQTT 5 client must know of
+// the limits, and what became of its wishes.
+func (c *conn) appendWelcome(dst []byte, present bool) []byte {
+	flags := byte(0)
+	if present {
+		flags = 1
 	}
+	if c.version < 5 {
+		return append(dst, packets.Connack<<4, 2, flags, 0)
+	}
+	props := binary.BigEndian.AppendUint16([]byte{packets.PropReceiveMaximum}, uint16(c.b.cfg.Window))
+	props = binary.BigEndian.AppendUint16(append(props, packets.PropTopicAliasMaximum), c.b.cfg.TopicAliasMax)
+	props = binary.BigEndian.AppendUint32(append(props, packets.PropMaximumPacketSize), c.b.cfg.PacketBytesMax)
+	if c.shortened {
+		props = binary.BigEndian.AppendUint32(append(props, packets.PropSessionExpiryInterval), uint32(c.expiry/time.Second))
+	}
+	if c.assigned {
+		props = appendString(append(props, packets.PropAssignedClientID), c.client)
+	}
+	dst = appendVarint(append(dst, packets.Connack<<4), 2+sizeVarint(len(props))+len(props))
+	return append(appendVarint(append(dst, flags, 0), len(props)), props...)
 }
 
-// appendConnack encodes a refusal; a success is mochi's to send.
+// appendConnack encodes a refusal.
 func (c *conn) appendConnack(dst []byte, code packets.Code) []byte {
 	if c.version < 5 {
 		return append(dst, packets.Connack<<4, 2, 0, connack3(code))

@@ -11,12 +11,11 @@
 //
 // # What it owns
 //
-// The listeners, one goroutine per connection that reads (and one idle one inside
-// mochi), at most one pump goroutine per connection while there is something to
-// write, and a timer per disconnected session. The library mochi-mqtt decodes
-// packets and establishes sessions; every packet after
-// CONNECT is handled here (handlePacket), because the library mixes the packet ids
-// of both directions, acknowledges what failed, and blocks on commits.
+// The listeners (TCP, TLS, WebSocket, behind a PROXY protocol), a poller, one goroutine
+// per connection that reads (none while a plain TCP connection is idle), at most one
+// pump goroutine per connection while there is something to write, and a timer per
+// disconnected session and per idle connection with a keep-alive. The library
+// mochi-mqtt decodes packets; everything else is handled here.
 //
 // # Invariants
 //

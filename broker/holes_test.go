@@ -299,7 +299,7 @@ func TestMalformedPacketsEndOneConnectionOnly(t *testing.T) {
 		{"PUBREL with id 0", []byte{0x62, 2, 0, 0}, 0x82},
 		{"a packet of the server", []byte{0xD0, 0}, 0x82},
 		{"AUTH", []byte{0xF0, 2, 0x18, 0}, 0x82},
-		{"type 0", []byte{0x00, 0}, 0},
+		{"type 0", []byte{0x00, 0}, 0x81},
 		{"endless length", []byte{0x30, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, 0x81},
 		{"session expiry made up at the end", []byte{0xE0, 7, 0, 5, packets.PropSessionExpiryInterval, 0, 0, 0, 9}, 0x82},
 	} {

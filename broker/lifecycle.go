@@ -36,12 +36,18 @@ func (c *conn) unlockGate() {
 	}
 }
 
-// enter gives c its session, a new one or the one its client id left behind. The
-// gate is held from before the identity was compared until CONNACK is written.
-func (b *Broker) enter(c *conn) {
+// ephemeral reports whether the session ends with the connection.
+func (c *conn) ephemeral() bool { return c.version == 5 && c.expiry == 0 || c.version < 5 && c.clean }
+
+// enter gives c its session, a new one or the one its client id left behind, and
+// reports whether it is the latter. A connection that had it is told and ends. The
+// gate is held from before the identity was compared until CONNACK is under way.
+func (b *Broker) enter(c *conn) (present bool) {
 	s := b.sessions.get(c.client)
-	existing, known := b.mqtt.Clients.Get(c.client)
-	continues := s != nil && known && !c.clean && !(existing.Properties.Clean && existing.Properties.ProtocolVersion < 5) // as mochi decides
+	continues := s != nil && !c.clean && !s.clean3
+	if s != nil && s.owner != nil {
+		s.owner.fail(packets.ErrSessionTakenOver)
+	}
 	if s != nil {
 		b.disarm(s)
 		if !continues {
@@ -57,7 +63,9 @@ func (b *Broker) enter(c *conn) {
 		s = &live{id: c.client, identity: c.identity}
 		b.sessions.put(s)
 	}
+	s.clean3 = c.version < 5 && c.clean
 	s.take(c)
+	return continues
 }
 
 // leave tells the session of c that its connection ended; expire says that the
@@ -146,9 +154,6 @@ func (b *Broker) ringLocked(s *live, generation uint64) (will *session.Message) 
 	}
 	s.end(b)
 	b.sessions.remove(s)
-	if _, ok := b.mqtt.Clients.Get(s.id); ok {
-		b.mqtt.Clients.Delete(s.id)
-	}
 	return will
 }
 

@@ -7,11 +7,9 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"runtime/debug"
 	"sync"
 	"time"
 
-	mqtt "github.com/mochi-mqtt/server/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -82,15 +80,15 @@ func (b *Broker) accept(ctx context.Context, l net.Listener, e *Endpoint) {
 	}
 }
 
-// serve is the life of one connection; everything the connection started has ended
-// when it returns.
+// serve begins a connection; the end of it is in end, on whatever goroutine reads
+// the connection then.
 func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
-	defer b.running.Done()
 	c := newConn(b, nc)
 	place := b.halfOpen.add(nc)
 	code, err := b.handshake(ctx, c, e)
 	b.halfOpen.remove(place)
 	if err != nil || code != packets.CodeSuccess {
+		defer b.running.Done()
 		c.unlockGate()
 		b.turnAway(c, code, err)
 		return
@@ -103,17 +101,23 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 	if stopping || b.draining.Load() {
 		c.fail(packets.ErrServerShuttingDown)
 	}
-	err = b.establish(c)
-	if c.session != nil && !c.left { // mochi gave up before or without its own end
-		c.lockGate()
-		b.leave(c, true)
-		if cl, ok := b.mqtt.Clients.Get(c.client); ok && cl == c.cl {
-			b.mqtt.Clients.Delete(c.client)
-		}
+	present := b.enter(c)
+	if err := c.send(c.appendWelcome(nil, present)); err != nil {
+		b.log.Debug("connection ended before its CONNACK", "client", c.client, "err", err)
 	}
 	c.unlockGate()
+	c.session.resume(b, c)
+	c.run()
+}
+
+// end concludes a connection; everything that it started has ended when it returns.
+func (b *Broker) end(c *conn, err error) {
+	defer b.running.Done()
+	c.lockGate()
+	b.leave(c, c.ephemeral())
+	c.unlockGate()
 	c.explain(err)
-	b.log.Debug("connection ended", "client", c.client, "remote", nc.RemoteAddr().String(), "reason", c.cause.Reason, "err", err)
+	b.log.Debug("connection ended", "client", c.client, "remote", c.RemoteAddr().String(), "reason", c.cause.Reason, "err", err)
 	b.connected.Add(-1)
 	c.finish()
 	b.mu.Lock()
@@ -139,10 +143,12 @@ func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint) (packets.C
 	if code := b.admit(ctx, c, &pk); code != packets.CodeSuccess {
 		return code, nil
 	}
+	c.seen = time.Now()
+	c.woken = c.seen // it has more to say, as a rule: its subscriptions
 	if err := c.Conn.SetDeadline(time.Time{}); err != nil {
 		return packets.CodeSuccess, fmt.Errorf("clear connect deadline: %w", err)
 	}
-	return packets.CodeSuccess, nil
+	return packets.CodeSuccess, c.openSocket()
 }
 
 // turnAway answers a CONNECT that is refused; what was no CONNECT gets no answer.
@@ -161,49 +167,16 @@ func (b *Broker) turnAway(c *conn, code packets.Code, err error) {
 	_ = c.Conn.Close() // refused: nothing depends on it
 }
 
-// establish runs mochi on the connection until it ends. mochi's decoder indexes
-// beyond a truncated SUBSCRIBE; such a panic is malformed input. One of our own
-// handlers is not hidden.
-func (b *Broker) establish(c *conn) (err error) {
-	defer func() {
-		if c.handling {
-			return
-		}
-		if r := recover(); r != nil {
-			b.log.Debug("decoder panicked on a packet", "client", c.client, "panic", r, "stack", string(debug.Stack()))
-			err = packets.ErrMalformedPacket
-		}
-	}()
-	return b.mqtt.EstablishConnection(listenerID, c)
-}
-
-const listenerID = "sluice"
-
-// explain finds the cause of an end that nobody has given one for: what mochi did
-// not want to decode.
+// explain finds the cause of an end that nobody has given one for: a packet that
+// could not be decoded, a client that has fallen silent.
 func (c *conn) explain(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	var code packets.Code
-	if c.cause.Code == 0 && errors.As(err, &code) && code.Code >= packets.ErrUnspecifiedError.Code && code != packets.ErrRejectPacket {
+	if c.cause.Code == 0 && errors.As(err, &code) && code.Code >= packets.ErrUnspecifiedError.Code {
 		c.cause = code
 	}
 	if c.cause.Code != 0 {
 		c.b.metrics.disconnects.WithLabelValues(reasonLabel(c.cause)).Inc()
 	}
-}
-
-// newMochi configures the embedded server. Serve is never called: its tickers copy
-// all clients every second and stop the world for memory statistics.
-func newMochi(cfg Config, options *mqtt.Options) *mqtt.Server {
-	caps := mqtt.NewDefaultServerCapabilities()
-	caps.MaximumPacketSize = cfg.PacketBytesMax
-	caps.ReceiveMaximum = uint16(cfg.Window)
-	caps.TopicAliasMaximum = 0          // aliases are resolved here
-	caps.MaximumClientWritesPending = 1 // deliveries do not go through mochi
-	caps.MaximumSessionExpiryInterval = uint32(min(cfg.SessionExpiryMax/time.Second, 1<<32-1))
-	options.Capabilities = caps
-	options.ClientNetReadBufferSize = cfg.ReadBufferBytes
-	options.ClientNetWriteBufferSize = 1 // one Write per packet: conn.Write looks at its first byte, and gathers itself
-	return mqtt.New(options)
 }

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"time"
+
 	"github.com/mochi-mqtt/server/v2/packets"
 )
 
@@ -8,33 +10,32 @@ import (
 type verdict uint8
 
 const (
-	swallow verdict = iota // handled; mochi must not see it
-	pass                   // mochi's to process
-	refuse                 // the connection ends, its cause is set
+	handled verdict = iota
+	goodbye         // the client ended the connection
+	refuse          // the connection ends, its cause is set
 )
 
 // handlePacket is the one entry for every packet that a client sends after its
-// CONNECT, whatever front has read and decoded it: the goroutine per connection of
-// today, or an event loop. It validates, because a front does not, and runs on the
-// goroutine that owns the connection's reads. It may block only where back-pressure
-// is meant: on a PUBLISH beyond the connection's allowance.
+// CONNECT. It validates, because the decoder does not, and runs on the goroutine that
+// reads the connection. It may block only where back-pressure is meant: on a PUBLISH
+// beyond the connection's allowance.
 func (c *conn) handlePacket(pk *packets.Packet) verdict {
 	switch pk.FixedHeader.Type {
 	case packets.Publish:
 		return c.handlePublish(pk)
 	case packets.Puback:
 		c.session.acked(c.b, pk.PacketID, packets.Puback)
-		return swallow
+		return handled
 	case packets.Pubrec:
 		if pk.ReasonCode >= packets.ErrUnspecifiedError.Code {
 			c.session.refused(c.b, pk.PacketID)
 		} else {
 			c.session.receivedBy(c, pk.PacketID)
 		}
-		return swallow
+		return handled
 	case packets.Pubcomp:
 		c.session.acked(c.b, pk.PacketID, packets.Pubcomp)
-		return swallow
+		return handled
 	case packets.Pubrel:
 		return c.handlePubrel(pk)
 	case packets.Subscribe:
@@ -45,18 +46,26 @@ func (c *conn) handlePacket(pk *packets.Packet) verdict {
 		if c.send([]byte{packets.Pingresp << 4, 0}) != nil {
 			return refuse
 		}
-		return swallow
+		return handled
 	case packets.Disconnect:
-		if pk.Properties.SessionExpiryInterval > 0 && c.expiry == 0 {
-			return c.reject(packets.ErrProtocolViolationZeroNonZeroExpiry)
-		}
-		c.goodbye = pk.ReasonCode == packets.CodeDisconnect.Code
-		return pass
+		return c.handleDisconnect(pk)
 	case packets.Connect:
 		return c.reject(packets.ErrProtocolViolationSecondConnect)
 	default: // AUTH, which nobody has agreed on, and what only a server sends
 		return c.reject(packets.ErrProtocolViolation)
 	}
+}
+
+// handleDisconnect lets the client go; only the plain reason leaves its will unsent.
+func (c *conn) handleDisconnect(pk *packets.Packet) verdict {
+	if c.version == 5 && pk.Properties.SessionExpiryIntervalFlag {
+		if pk.Properties.SessionExpiryInterval > 0 && c.expiry == 0 {
+			return c.reject(packets.ErrProtocolViolationZeroNonZeroExpiry)
+		}
+		c.expiry = time.Duration(pk.Properties.SessionExpiryInterval) * time.Second
+	}
+	c.goodbye = pk.ReasonCode == packets.CodeDisconnect.Code
+	return goodbye
 }
 
 // handlePubrel ends a QoS 2 exchange of the client. It does not wait for anything,
@@ -77,7 +86,7 @@ func (c *conn) handlePubrel(pk *packets.Packet) verdict {
 		c.kickLocked() // a publish may have waited for this id's place
 	}
 	c.mu.Unlock()
-	return swallow
+	return handled
 }
 
 // reject ends the connection because of what the client sent.

@@ -164,7 +164,7 @@ func (c *conn) enqueue(p *publish) verdict {
 			return c.reject(code)
 		} else if drop {
 			c.mu.Unlock()
-			return swallow
+			return handled
 		}
 		c.quota++
 	}
@@ -175,7 +175,7 @@ func (c *conn) enqueue(p *publish) verdict {
 		if !p.local {
 			c.b.submit(p)
 		}
-		return swallow
+		return handled
 	}
 	c.waiting.push(p)
 	c.waitBytes += p.bytes
@@ -189,7 +189,7 @@ func (c *conn) enqueue(p *publish) verdict {
 	if closing {
 		return refuse
 	}
-	return swallow
+	return handled
 }
 
 // admitIDLocked applies the rules of packet ids: a QoS 2 id that is already being

@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"net"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -28,6 +27,9 @@ func (c *conn) pump() {
 		c.out, c.spare = c.spare[:0], nil
 		if len(answered)+len(admitted)+len(out) == 0 {
 			c.pumping = false
+			if c.parked {
+				c.out, c.spare = nil, nil // an idle connection keeps no buffers
+			}
 			c.changed.Broadcast()
 			c.mu.Unlock()
 			return
@@ -160,8 +162,10 @@ func (c *conn) finish() {
 		c.changed.Wait()
 	}
 	c.over = true
-	if c.timer != nil {
-		c.timer.Stop()
+	for _, t := range []*time.Timer{c.timer, c.alive} {
+		if t != nil {
+			t.Stop()
+		}
 	}
 	c.out, c.spare, c.aliases, c.outAliases, c.qos2 = nil, nil, nil, nil, nil
 }
@@ -194,5 +198,3 @@ func (c *conn) appendDisconnect(dst []byte, code packets.Code) []byte {
 	}
 	return dst
 }
-
-var _ net.Conn = (*conn)(nil)

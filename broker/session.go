@@ -28,6 +28,7 @@ type live struct {
 	will   *session.Message // delayed
 	willAt time.Time
 	endAt  time.Time
+	clean3 bool // begun by a clean session of MQTT 3: it is never continued
 
 	mu     sync.Mutex
 	subs   map[string]*subscriber
@@ -292,7 +293,7 @@ func (s *live) end(b *Broker) {
 
 // sessions is the node's table of sessions. The gates serialise what happens to one
 // client id, taking over and ending included; without them an old connection's end
-// could remove what a new one has just built (mochi checks and deletes unlocked).
+// could remove what a new one has just built.
 type sessions struct {
 	mu    sync.RWMutex
 	byID  map[string]*live

@@ -44,7 +44,7 @@ func (c *conn) handleSubscribe(pk *packets.Packet) verdict {
 	for i := range granted {
 		c.sendRetained(&granted[i])
 	}
-	return swallow
+	return handled
 }
 
 // announce waits until all nodes know of a subscription. A node that cannot be told
@@ -140,7 +140,7 @@ func (c *conn) handleUnsubscribe(pk *packets.Packet) verdict {
 	if c.send(c.appendSubAck(packets.Unsuback, pk.PacketID, codes)) != nil {
 		return refuse
 	}
-	return swallow
+	return handled
 }
 
 // appendSubAck encodes SUBACK or UNSUBACK; the latter has codes in MQTT 5 only.
