@@ -82,7 +82,7 @@ func (m *machine) applyVerdict(index uint64, pos, reading int, s *series, t int6
 	switch {
 	case v.Alert == anomaly.Opened:
 		s.alert = m.alerts.open(telemetry.Anomaly{
-			ID: id, Device: m.registry.devices.at(s.device).id, Sensor: m.registry.names[s.sensor], Opened: t,
+			ID: id, Device: m.registry.devices.peek(s.device).id, Sensor: m.registry.names[s.sensor], Opened: t,
 			Severity: v.Severity, Cause: v.Cause.String(), Value: x, Expected: v.Expected, Low: v.Low, High: v.High,
 		})
 		a = m.alerts.at(s.alert)

@@ -147,18 +147,18 @@ func (m *machine) identify(d *device, e *block.Entry, b *block.Block, p *pending
 	if len(readings) == 0 {
 		return true
 	}
-	s := &m.scratch
+	s, shared := &m.scratch, m.registry.devices.shared()
 	s.hashes = s.hashes[:0]
 	for i := range readings {
 		s.hashes = append(s.hashes, identity(s.salts[readings[i].Sensor], s.numbers[int(e.Readings.From)+i]))
 	}
 	if !d.window.mayHold(e.Time) {
-		d.window.push(e.Time, e.Received, s.hashes)
+		d.window.push(e.Time, e.Received, s.hashes, shared)
 		return true
 	}
 	s.seen = refill(s.seen, len(readings), false)
 	if !d.window.repeated(e.Time, s.hashes, s.seen) {
-		d.window.push(e.Time, e.Received, s.hashes)
+		d.window.push(e.Time, e.Received, s.hashes, shared)
 		return true
 	}
 	fresh := s.hashes[:0]
@@ -173,7 +173,7 @@ func (m *machine) identify(d *device, e *block.Entry, b *block.Block, p *pending
 		return false
 	}
 	m.counts.Repeats += uint64(len(readings) - len(fresh))
-	d.window.push(e.Time, e.Received, fresh)
+	d.window.push(e.Time, e.Received, fresh, shared)
 	return true
 }
 
@@ -213,7 +213,7 @@ func (m *machine) applyAttributes(index uint64, d *device, e *block.Entry, b *bl
 		if s.values[a.Value] == "" {
 			s.values[a.Value] = strings.Clone(value)
 		}
-		d.setAttribute(index, key, m.registry.names, s.values[a.Value])
+		d.setAttribute(index, key, m.registry.names, s.values[a.Value], m.registry.devices.shared())
 	}
 }
 
@@ -269,8 +269,8 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 // is scored, because a device's false alarms are shared out over its sensors:
 // all its detectors hear of a new sensor at the same place of the log.
 func (m *machine) findSeries(dev uint32, e *block.Entry, b *block.Block, p *pendingBlock) {
-	g := &m.registry
-	before := g.devices.at(dev).sensors
+	g := m.registry
+	before := g.devices.peek(dev).sensors
 	s := m.scratch.series[:0]
 	for i := e.Readings.From; i < e.Readings.To; i++ {
 		if p.marks[i].drop {
@@ -280,8 +280,8 @@ func (m *machine) findSeries(dev uint32, e *block.Entry, b *block.Block, p *pend
 		}
 	}
 	m.scratch.series = s
-	if d := g.devices.at(dev); d.sensors != before {
-		for n := d.firstSeries; n != none; n = g.series.at(n).next {
+	if d := g.devices.peek(dev); d.sensors != before {
+		for n := d.firstSeries; n != none; n = g.series.peek(n).next {
 			g.states.at(n).SetSensors(int(d.sensors))
 		}
 	}
@@ -290,11 +290,11 @@ func (m *machine) findSeries(dev uint32, e *block.Entry, b *block.Block, p *pend
 // seriesOf returns the series of a sensor of the block, none for one that is
 // new to a device that has seriesMax of them.
 func (m *machine) seriesOf(dev uint32, b *block.Block, sensor uint32) uint32 {
-	g, known := &m.registry, m.scratch.sensors
+	g, known := m.registry, m.scratch.sensors
 	if known[sensor] == none {
 		i, ok := g.byName[b.Sensors[sensor]]
 		if !ok {
-			if g.devices.at(dev).sensors >= seriesMax {
+			if g.devices.peek(dev).sensors >= seriesMax {
 				return none
 			}
 			i = g.name(b.Sensors[sensor])

@@ -56,8 +56,8 @@ type registry struct {
 	byName   map[string]uint32
 }
 
-func newRegistry() registry {
-	return registry{byID: map[string]uint32{}, bySensor: map[uint64]uint32{}, byName: map[string]uint32{}}
+func newRegistry() *registry {
+	return &registry{byID: map[string]uint32{}, bySensor: map[uint64]uint32{}, byName: map[string]uint32{}}
 }
 
 // name returns the index of a sensor name or attribute key; s is copied.
@@ -98,12 +98,12 @@ func (g *registry) seriesOf(dev, sensor uint32) uint32 {
 	d := g.devices.at(dev)
 	i := d.hint
 	if i != none {
-		i = g.series.at(i).next
+		i = g.series.peek(i).next
 	}
 	if i == none {
 		i = d.firstSeries
 	}
-	if i == none || g.series.at(i).sensor != sensor {
+	if i == none || g.series.peek(i).sensor != sensor {
 		key := uint64(dev)<<32 | uint64(sensor)
 		found, ok := g.bySensor[key]
 		if !ok {
@@ -150,8 +150,11 @@ func (d *device) hasAttribute(hint int, key uint32, value string) bool {
 }
 
 // setAttribute changes one attribute at an index; value must not be reused by
-// the caller.
-func (d *device) setAttribute(index uint64, key uint32, names []string, value string) {
+// the caller. A view that shares the list keeps it as it is.
+func (d *device) setAttribute(index uint64, key uint32, names []string, value string, shared bool) {
+	if shared {
+		d.attributes = slices.Clone(d.attributes)
+	}
 	i, ok := slices.BinarySearchFunc(d.attributes, key, func(a attribute, k uint32) int {
 		return strings.Compare(names[a.key], names[k])
 	})
@@ -182,50 +185,39 @@ func appendWord(b []byte, w uint64) []byte { return binary.LittleEndian.AppendUi
 
 func wordOf(b []byte) uint64 { return binary.LittleEndian.Uint64(b) }
 
-func (g *registry) append(b []byte) []byte {
-	b = wire.AppendUint(b, uint64(len(g.names)))
-	for _, n := range g.names {
-		b = wire.AppendString(b, n)
-	}
-	b = wire.AppendUint(b, uint64(g.devices.n))
-	for i := range g.devices.n {
-		d := g.devices.at(i)
-		b = wire.AppendString(b, d.id)
-		b = wire.AppendInt(b, d.firstSeen)
-		b = wire.AppendInt(b, d.lastSeen)
-		b = wire.AppendUint(b, d.revision)
-		b = d.window.append(b)
-		b = wire.AppendUint(b, uint64(len(d.attributes)))
-		for _, a := range d.attributes {
-			b = wire.AppendUint(b, uint64(a.key))
-			b = wire.AppendString(b, a.value)
-		}
-	}
-	b = wire.AppendUint(b, uint64(g.series.n))
-	for i := range g.series.n {
-		s := g.series.at(i)
-		b = wire.AppendUint(b, uint64(s.device))
-		b = wire.AppendUint(b, uint64(s.sensor))
-		b = wire.AppendBool(b, s.known)
-		b = append(b, byte(s.quality))
-		b = wire.AppendFloat(b, float64(s.score))
-		b = wire.AppendInt(b, s.time)
-		b = wire.AppendFloat(b, s.value)
-		b = wire.AppendUint(b, s.alert)
-		b = anomaly.AppendState(b, g.states.at(i))
+func (d *device) append(b []byte) []byte {
+	b = wire.AppendString(b, d.id)
+	b = wire.AppendInt(b, d.firstSeen)
+	b = wire.AppendInt(b, d.lastSeen)
+	b = wire.AppendUint(b, d.revision)
+	b = d.window.append(b)
+	b = wire.AppendUint(b, uint64(len(d.attributes)))
+	for _, a := range d.attributes {
+		b = wire.AppendUint(b, uint64(a.key))
+		b = wire.AppendString(b, a.value)
 	}
 	return b
 }
 
-func (g *registry) decode(r *wire.Reader) error {
-	for range r.Count(1) {
-		g.name(r.String())
-	}
-	for n := range r.Count(5) {
-		id := r.String()
+// append writes a series without its detector.
+func (s *series) append(b []byte) []byte {
+	b = wire.AppendUint(b, uint64(s.device))
+	b = wire.AppendUint(b, uint64(s.sensor))
+	b = wire.AppendBool(b, s.known)
+	b = append(b, byte(s.quality))
+	b = wire.AppendFloat(b, float64(s.score))
+	b = wire.AppendInt(b, s.time)
+	b = wire.AppendFloat(b, s.value)
+	return wire.AppendUint(b, s.alert)
+}
+
+// decodeDevices reads one section of devices, of total in all.
+func (g *registry) decodeDevices(r *wire.Reader, total uint64) error {
+	for range min(sectionEntries, total-uint64(g.devices.n)) {
+		n, id := g.devices.n, r.String()
 		i := g.device(id, r.Int())
-		if i != uint32(n) {
-			return fmt.Errorf("decode device %d: %q is there twice", n, id)
+		if i != n {
+			return fmt.Errorf("device %d: %q is there twice", n, id)
 		}
 		d := g.devices.at(i)
 		d.lastSeen, d.revision = r.Int(), r.Uint()
@@ -233,18 +225,23 @@ func (g *registry) decode(r *wire.Reader) error {
 		for range r.Count(2) {
 			a := attribute{uint32(r.Uint()), r.String()}
 			if int64(a.key) >= int64(len(g.names)) {
-				return fmt.Errorf("decode attributes of device %q: %w", id, wire.ErrShort)
+				return fmt.Errorf("attributes of device %q: %w", id, wire.ErrShort)
 			}
 			d.attributes = append(d.attributes, a)
 		}
 		if r.Err() != nil {
-			return fmt.Errorf("decode device %d: %w", n, r.Err())
+			return fmt.Errorf("device %d: %w", n, r.Err())
 		}
 	}
-	for range r.Count(16) {
+	return nil
+}
+
+// decodeSeries reads one section of series with their detectors.
+func (g *registry) decodeSeries(r *wire.Reader, total uint64) error {
+	for range min(sectionEntries, total-uint64(g.series.n)) {
 		dev, sensor := uint32(r.Uint()), uint32(r.Uint())
 		if r.Err() != nil || dev >= g.devices.n || int64(sensor) >= int64(len(g.names)) {
-			return fmt.Errorf("decode series %d: %w", g.series.n, wire.ErrShort)
+			return fmt.Errorf("series %d: %w", g.series.n, wire.ErrShort)
 		}
 		i := g.addSeries(dev, sensor)
 		s := g.series.at(i)
@@ -252,7 +249,7 @@ func (g *registry) decode(r *wire.Reader) error {
 		s.time, s.value, s.alert = r.Int(), r.Float(), r.Uint()
 		rest, err := anomaly.DecodeState(r.Rest(), g.states.at(i))
 		if err != nil {
-			return fmt.Errorf("decode detector state of series %d: %w", i, err)
+			return fmt.Errorf("detector state of series %d: %w", i, err)
 		}
 		r.Bytes(r.Len() - len(rest))
 	}

@@ -101,6 +101,7 @@ func snapshotOf(tb tester, f *fsm) []byte {
 	if err := s.(*snapshot).write(&b); err != nil {
 		tb.Fatalf("write snapshot: %v", err)
 	}
+	s.Release()
 	return b.Bytes()
 }
 

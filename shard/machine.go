@@ -41,7 +41,7 @@ type machine struct {
 	now         int64  // latest EntryTime
 	origins     origins
 	dups        dupKeys
-	registry    registry
+	registry    *registry
 	pending     pending
 	quarantine  quarantine
 	alerts      alerts
@@ -167,7 +167,7 @@ func (m *machine) applyFlushed(to uint64) any {
 func (m *machine) changes() ([]telemetry.DeviceUpdate, []telemetry.Anomaly) {
 	out := make([]telemetry.DeviceUpdate, 0, len(m.touched))
 	for _, i := range m.touched {
-		d := m.registry.devices.at(i)
+		d := m.registry.devices.peek(i)
 		out = append(out, telemetry.DeviceUpdate{Device: d.id, FirstSeen: d.firstSeen, LastSeen: d.lastSeen, Attributes: m.registry.attributes(d)})
 	}
 	sortUpdates(out)
@@ -178,11 +178,10 @@ func (m *machine) changes() ([]telemetry.DeviceUpdate, []telemetry.Anomaly) {
 // changed behind it belongs to the next flush as well.
 func (m *machine) settle(to uint64) {
 	m.touched = slices.DeleteFunc(m.touched, func(i uint32) bool {
-		d := m.registry.devices.at(i)
-		if d.changed > to {
+		if m.registry.devices.peek(i).changed > to {
 			return false
 		}
-		d.changed = 0
+		m.registry.devices.at(i).changed = 0
 		return true
 	})
 	m.alerts.settle(to)

@@ -180,7 +180,13 @@ func (p *pending) release(to uint64) {
 	p.blocks = slices.Delete(p.blocks, 0, n)
 }
 
-// append writes everything but the blocks' data, which the snapshot streams.
+// head is the part that append writes, as it is now: a decided range does not
+// change any more.
+func (p *pending) head() pending {
+	return pending{durable: p.durable, watermark: p.watermark, decided: slices.Clone(p.decided)}
+}
+
+// append writes everything but the blocks, which the snapshot streams.
 func (p *pending) append(b []byte) []byte {
 	b = wire.AppendUint(b, p.durable)
 	b = wire.AppendUint(b, p.watermark)

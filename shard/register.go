@@ -189,6 +189,6 @@ func (s *Shard) Attributes(id string) (Attributes, error) {
 	if !ok {
 		return Attributes{}, fmt.Errorf("device %q: %w", id, ErrNotFound)
 	}
-	d := m.registry.devices.at(i)
+	d := m.registry.devices.peek(i)
 	return Attributes{Revision: d.revision, Attributes: m.registry.attributes(d)}, nil
 }

@@ -14,31 +14,32 @@ import (
 	"github.com/sluice-iot/sluice/internal/wire"
 )
 
-// A snapshot is: magic, then sections of length and bytes: the state, the
-// bookkeeping of the pending part, every pending block, and an empty section.
-const snapshotMagic = "SLSNAP\x00\x01"
+// A snapshot is: magic, then sections of length and bytes: those of the state,
+// the bookkeeping of the pending part, every pending block, and an empty section.
+const snapshotMagic = "SLSNAP\x00\x02"
 
-// sectionBytesMax bounds one section; the state of a shard with millions of
-// series stays below it.
+// sectionBytesMax bounds one section; the changes of four decided flushes of a
+// shard with millions of devices stay below it.
 const sectionBytesMax = 4 << 30
 
-// Snapshot implements raft.FSM: it encodes the state, which stops the shard for
-// as long as that takes, and leaves the blocks to Persist.
+// Snapshot implements raft.FSM: it takes a view of the state, for which the
+// shard stops for about a millisecond, and leaves the encoding to Persist.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return &snapshot{
-		state:   f.appendState(nil),
-		pending: f.pending.append(nil),
+		state:   f.view(),
+		pending: f.pending.head(),
 		blocks:  slices.Clone(f.pending.blocks),
 		fsm:     f,
 	}, nil
 }
 
 type snapshot struct {
-	state, pending []byte
-	blocks         []*pendingBlock // immutable but for data, which mu guards
-	fsm            *fsm
+	state   *stateView
+	pending pending         // without its blocks
+	blocks  []*pendingBlock // immutable but for data, which mu guards
+	fsm     *fsm
 }
 
 // Persist implements raft.FSMSnapshot.
@@ -57,10 +58,10 @@ func (s *snapshot) write(w io.Writer) error {
 	if _, err := bw.WriteString(snapshotMagic); err != nil {
 		return err
 	}
-	if err := writeSection(bw, s.state); err != nil {
+	if err := s.state.write(bw); err != nil {
 		return err
 	}
-	if err := writeSection(bw, s.pending); err != nil {
+	if err := writeSection(bw, s.pending.append(nil)); err != nil {
 		return err
 	}
 	var buf []byte
@@ -80,21 +81,8 @@ func (s *snapshot) write(w io.Writer) error {
 	return bw.Flush()
 }
 
-// Release implements raft.FSMSnapshot.
-func (s *snapshot) Release() {}
-
-func writeSection(w io.Writer, b []byte) error {
-	if len(b) > sectionBytesMax {
-		return fmt.Errorf("section of %d bytes is over the bound of %d", len(b), sectionBytesMax)
-	}
-	var n [8]byte
-	binary.LittleEndian.PutUint64(n[:], uint64(len(b)))
-	if _, err := w.Write(n[:]); err != nil {
-		return err
-	}
-	_, err := w.Write(b)
-	return err
-}
+// Release implements raft.FSMSnapshot; raft calls it once, after Persist.
+func (s *snapshot) Release() { s.state.release() }
 
 // readSection reads one section. Memory grows with what arrives, not with what
 // the length promises.
@@ -198,12 +186,8 @@ func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uin
 	if string(magic) != snapshotMagic {
 		return fmt.Errorf("not a shard snapshot of this version: it begins with %q", magic)
 	}
-	state, err := readSection(r)
-	if err != nil {
-		return fmt.Errorf("read state: %w", err)
-	}
-	if err := m.decodeState(wire.NewReader(state)); err != nil {
-		return fmt.Errorf("decode state: %w", err)
+	if err := m.decodeState(r); err != nil {
+		return err
 	}
 	head, err := readSection(r)
 	if err != nil {

@@ -84,13 +84,13 @@ func (s *Shard) Device(id string) (Device, error) {
 }
 
 func (m *machine) describe(i uint32, full bool) Device {
-	d := m.registry.devices.at(i)
+	d := m.registry.devices.peek(i)
 	out := Device{ID: d.id, FirstSeen: d.firstSeen, LastSeen: d.lastSeen, Attributes: m.registry.attributes(d)}
 	if !full {
 		return out
 	}
-	for n := d.firstSeries; n != none; n = m.registry.series.at(n).next {
-		s := m.registry.series.at(n)
+	for n := d.firstSeries; n != none; n = m.registry.series.peek(n).next {
+		s := m.registry.series.peek(n)
 		if s.known {
 			out.Latest = append(out.Latest, Latest{Sensor: m.registry.names[s.sensor], Time: s.time, Value: s.value, Score: s.score, Quality: s.quality})
 		}
@@ -170,8 +170,7 @@ func (s *Shard) Counts() Counts {
 	return m.counts
 }
 
-// Status describes this replica. digest asks for the digest of the state too,
-// which stops the shard for as long as encoding it takes.
+// Status describes this replica. digest asks for the digest of the state too.
 func (s *Shard) Status(digest bool) ReplicaStatus {
 	m := s.fsm.machine
 	st := ReplicaStatus{Shard: s.id, Role: s.role(), Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex()}
@@ -179,10 +178,15 @@ func (s *Shard) Status(digest bool) ReplicaStatus {
 	st.Leader = string(leader)
 	m.mu.Lock()
 	st.Flushed, st.Durable, st.PendingRows = m.pending.watermark, m.pending.durable, m.pending.rows
+	var v *stateView
 	if digest {
-		st.Applied, st.Digest = m.index, m.digest() // raft's index counts entries the machine never sees
+		v = m.view()
 	}
 	m.mu.Unlock()
+	if digest {
+		st.Applied, st.Digest = v.index, v.digest() // raft's index counts entries the machine never sees
+		v.release()
+	}
 	st.BacklogBytes = s.log.BytesSince(st.Durable)
 	return st
 }

@@ -99,10 +99,17 @@ func (w *window) enter(i int) int {
 	return 2 + n
 }
 
-// push adds a message received at received and lets old ones go.
-func (w *window) push(t, received int64, hashes []uint64) {
+// push adds a message received at received and lets old ones go. A view that
+// shares the words keeps those that it sees: push appends behind them, or moves
+// them to a place of their own.
+func (w *window) push(t, received int64, hashes []uint64, shared bool) {
 	if w.head > 0 && int(w.head)*2 >= len(w.words) {
-		w.words = w.words[:copy(w.words, w.words[w.head:])]
+		live := w.words[w.head:]
+		if shared {
+			w.words = append([]uint64(nil), live...)
+		} else {
+			w.words = w.words[:copy(w.words, live)]
+		}
 		w.head = 0
 		if w.messages > 0 {
 			w.latest = w.maxTime()

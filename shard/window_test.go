@@ -72,7 +72,7 @@ func TestWindowRemembersExactlyWhatItsRulesSay(t *testing.T) {
 				}
 			}
 			if len(fresh) > 0 {
-				w.push(at, now, fresh)
+				w.push(at, now, fresh, rnd.IntN(2) == 0)
 				ref.push(at, now, fresh)
 			}
 			if rnd.IntN(100) == 0 { // a snapshot in between changes nothing
@@ -90,7 +90,7 @@ func TestWindowRemembersExactlyWhatItsRulesSay(t *testing.T) {
 func TestWindowHoldsWhatAConnectionMayHaveInFlight(t *testing.T) {
 	var w window
 	for i := range int64(1024) { // the broker's default receive maximum, largest messages
-		w.push(epoch2026+i, epoch2026+i*10_000, make([]uint64, 1024))
+		w.push(epoch2026+i, epoch2026+i*10_000, make([]uint64, 1024), false)
 	}
 	seen := []bool{false}
 	if w.repeated(epoch2026, []uint64{0}, seen); !seen[0] {
@@ -98,7 +98,7 @@ func TestWindowHoldsWhatAConnectionMayHaveInFlight(t *testing.T) {
 	}
 	w = window{}
 	for i := range int64(windowMessagesMax) { // one array of the largest kind
-		w.push(epoch2026+i, epoch2026, []uint64{5, 6})
+		w.push(epoch2026+i, epoch2026, []uint64{5, 6}, false)
 	}
 	if w.repeated(epoch2026, []uint64{6}, seen[:1]); w.messages != windowMessagesMax || !seen[0] {
 		t.Fatalf("%d messages of an array are held, want %d", w.messages, windowMessagesMax)
@@ -107,8 +107,8 @@ func TestWindowHoldsWhatAConnectionMayHaveInFlight(t *testing.T) {
 
 func TestWindowOfAnIdleDeviceDoesNotAge(t *testing.T) {
 	var w window
-	w.push(epoch2026, epoch2026, []uint64{1})
-	w.push(epoch2026+86_400*second, epoch2026+86_400*second, []uint64{2})
+	w.push(epoch2026, epoch2026, []uint64{1}, false)
+	w.push(epoch2026+86_400*second, epoch2026+86_400*second, []uint64{2}, false)
 	seen := []bool{false}
 	if !w.repeated(epoch2026, []uint64{1}, seen) {
 		t.Fatal("the message before a day of silence is forgotten")
