@@ -152,8 +152,8 @@ func (n *testNode) Group(group uint32) raft.Transport { return n.mux.Group(group
 func (n *testNode) Poke(group uint32) error           { return n.mux.Poke(group) }
 func (n *testNode) Connected(peer string) bool        { return n.mux.Connected(peer) }
 
-func (n *testNode) OnSnapshot(group uint32, offered, installed func(*raft.InstallSnapshotRequest)) {
-	n.mux.Group(group).SetGate(mux.Gate{Snapshot: func(r *raft.InstallSnapshotRequest) error { offered(r); return nil }, Installed: installed})
+func (n *testNode) OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) bool, installed func(*raft.InstallSnapshotRequest)) {
+	n.mux.Group(group).SetGate(mux.Gate{Known: offered, Installed: installed})
 }
 
 func (n *testNode) Propose(peer string, group uint32, entry []byte, done func([]byte, error)) {

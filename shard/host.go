@@ -85,8 +85,10 @@ type Transport interface {
 // would never accept an append again.
 type SnapshotNotifier interface {
 	// OnSnapshot calls offered before the first byte of a snapshot is read and
-	// installed when raft runs on it; neither may block.
-	OnSnapshot(group uint32, offered, installed func(*raft.InstallSnapshotRequest))
+	// installed when raft runs on it; neither may block. A snapshot of which all
+	// is committed here already (known) is answered with success and not given to
+	// raft, which would throw away what it has acknowledged since.
+	OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) (known bool), installed func(*raft.InstallSnapshotRequest))
 }
 
 // Deps is what the Host is given.
@@ -200,10 +202,11 @@ func (h *Host) watchSnapshots(s *hosted) {
 	if !ok {
 		return
 	}
-	offered := func(*raft.InstallSnapshotRequest) {
+	offered := func(r *raft.InstallSnapshotRequest) bool {
 		if last, err := s.log.LastIndex(); err == nil {
 			s.logEnd.Store(last)
 		}
+		return r.LastLogIndex <= s.raft.CommitIndex()
 	}
 	installed := func(r *raft.InstallSnapshotRequest) {
 		if s.logEnd.Load() >= r.LastLogIndex {

@@ -2,7 +2,9 @@ package mux
 
 import (
 	"fmt"
+	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -91,6 +93,67 @@ func BenchmarkAppendEntries(b *testing.B) {
 				}
 			}
 			<-sent
+		})
+	}
+}
+
+// BenchmarkHeartbeat is a heartbeat and its answer, with nothing else going on and
+// while 64 MiB snapshots of another group follow each other on the same pair.
+func BenchmarkHeartbeat(b *testing.B) {
+	for _, busy := range []bool{false, true} {
+		b.Run(fmt.Sprintf("snapshot=%v", busy), func(b *testing.B) {
+			d := newDirectory()
+			m, o := newTestMux(b, d, peerID(0)), newTestMux(b, d, peerID(1))
+			target := raft.ServerAddress(peerID(1))
+			o.Group(1).SetHeartbeatHandler(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil) })
+			h := raft.RPCHeader{ProtocolVersion: 3, ID: m.self, Addr: m.self}
+			stop := make(chan struct{})
+			var wg sync.WaitGroup
+			var sent atomic.Int64
+			if busy {
+				wg.Go(func() {
+					for {
+						select {
+						case rpc := <-o.Group(2).Consumer():
+							_, _ = install(rpc)
+						case <-stop:
+							return
+						}
+					}
+				})
+				wg.Go(func() {
+					for i := uint64(1); ; i++ {
+						select {
+						case <-stop:
+							return
+						default:
+						}
+						if m.Group(2).InstallSnapshot("", target, snapshotOf(m, 1, i, 64<<20), new(raft.InstallSnapshotResponse), zeros{}) != nil {
+							return
+						}
+						sent.Add(64 << 20)
+					}
+				})
+			}
+			var took []time.Duration
+			b.ResetTimer()
+			for range b.N {
+				start := time.Now()
+				if err := m.Group(1).AppendEntries("", target, &raft.AppendEntriesRequest{RPCHeader: h, Term: 1}, new(raft.AppendEntriesResponse)); err != nil {
+					b.Fatal(err)
+				}
+				took = append(took, time.Since(start))
+				time.Sleep(time.Millisecond)
+			}
+			b.StopTimer()
+			close(stop)
+			_ = m.Close() // ends the snapshot under way
+			wg.Wait()
+			slices.Sort(took)
+			b.ReportMetric(float64(took[len(took)/2].Microseconds()), "p50-us")
+			b.ReportMetric(float64(took[len(took)*99/100].Microseconds()), "p99-us")
+			b.ReportMetric(float64(took[len(took)-1].Microseconds()), "max-us")
+			b.ReportMetric(float64(sent.Load())/b.Elapsed().Seconds()/1e6, "snapshot-MB/s")
 		})
 	}
 }

@@ -24,9 +24,13 @@ type Gate struct {
 	// Append judges a request with entries, before raft, whose own way to handle
 	// a full disk deletes the conflicting suffix first.
 	Append func(*raft.AppendEntriesRequest) error
-	// Snapshot judges a snapshot before its bytes are sent: refuse what is not
-	// newer than the local commit index.
+	// Snapshot judges a snapshot before its bytes are sent.
 	Snapshot func(*raft.InstallSnapshotRequest) error
+	// Known reports, likewise, that a snapshot is not newer than the local commit
+	// index. Raft would install it and throw away entries behind it that count as
+	// acknowledged here, so it is answered with success at once: what it says is
+	// true of this replica. A refusal would make the leader send it for ever.
+	Known func(*raft.InstallSnapshotRequest) bool
 	// Installed is told that raft has installed a snapshot, so that the group
 	// can be closed and opened again (hashicorp/raft#697).
 	Installed func(*raft.InstallSnapshotRequest)

@@ -248,6 +248,10 @@ func (m *Mux) serveSnapshot(s *Stream, peer string, h header, first []byte) {
 	if err == nil {
 		taken, err = in.attach(s)
 	}
+	if errors.Is(err, errKnown) {
+		m.answerKnown(s, h, in.request)
+		return
+	}
 	if err != nil {
 		m.metrics.snapshots.WithLabelValues("received", "refused").Inc()
 		m.logger.Info("refused a snapshot", "peer", peer, "group", h.group, "err", err)
@@ -294,14 +298,40 @@ func (m *Mux) admitSnapshot(peer string, h header, first []byte) (*Transport, *i
 	if !ok || !bytes.Equal(request.ID, []byte(peer)) {
 		return nil, nil, nil, fmt.Errorf("raft server %q speaks on the connection of %s", decoded.GetRPCHeader().ID, peer)
 	}
-	if g := t.gate.Load(); g != nil && g.Snapshot != nil {
-		if err := g.Snapshot(request); err != nil {
-			return nil, nil, nil, err
+	if g := t.gate.Load(); g != nil {
+		if g.Snapshot != nil {
+			if err := g.Snapshot(request); err != nil {
+				return nil, nil, nil, err
+			}
+		}
+		if g.Known != nil && g.Known(request) {
+			return nil, &incoming{request: request}, nil, errKnown
 		}
 	}
 	in := &incoming{m: m, from: peer, id: id, request: request, acks: make(chan struct{}, 1),
 		done: make(chan struct{}), changed: make(chan struct{})}
 	return t, in, make(chan raft.RPCResponse, 1), t.installs.begin(in)
+}
+
+// errKnown: all that a snapshot holds is committed here.
+var errKnown = errors.New("snapshot holds nothing new")
+
+// answerKnown tells the sender of a snapshot that holds nothing new that the
+// replica has it, without having read it.
+func (m *Mux) answerKnown(s *Stream, h header, r *raft.InstallSnapshotRequest) {
+	m.metrics.snapshots.WithLabelValues("received", "known").Inc()
+	m.logger.Info("a snapshot holds nothing new", "peer", string(r.ID), "group", h.group, "index", r.LastLogIndex)
+	answer, err := encodeResponse(nil, &raft.InstallSnapshotResponse{
+		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: m.self, Addr: m.self}, Term: r.Term, Success: true,
+	}, m.self)
+	if err != nil || s.writeFrame(h, make([]byte, 8)) != nil { // from byte 0 on
+		return
+	}
+	if s.writeFrame(h, answer) == nil {
+		// Until the sender has heard it and closes: closing first, with bytes of its
+		// in the socket, would reset the connection and take the answer along.
+		_, _ = io.Copy(io.Discard, s)
+	}
 }
 
 // push puts a request with an answer channel of its own before raft.

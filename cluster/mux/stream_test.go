@@ -319,6 +319,106 @@ func TestGateRefusesBeforeRaftSeesIt(t *testing.T) {
 	}
 }
 
+// TestKnownSnapshotIsAnsweredAndNotInstalled sends what the follower has, in one
+// piece and as a duplicate that comes late, and then something newer.
+func TestKnownSnapshotIsAnsweredAndNotInstalled(t *testing.T) {
+	d := newDirectory()
+	a, b := newTestMux(t, d, peerID(0)), newTestMux(t, d, peerID(1))
+	target := raft.ServerAddress(peerID(1))
+	to := b.Group(1)
+	committed := uint64(50)
+	to.SetGate(Gate{Known: func(r *raft.InstallSnapshotRequest) bool { return r.LastLogIndex <= committed }})
+	for _, size := range []int64{10, 8 << 20} { // it fits into a socket, or does not
+		resp := new(raft.InstallSnapshotResponse)
+		err := a.Group(1).InstallSnapshot("", target, snapshotOf(a, 3, 50, size), resp, io.LimitReader(zeros{}, size))
+		if err != nil || !resp.Success || resp.Term != 3 {
+			t.Errorf("known snapshot of %d bytes: %+v, %v", size, resp, err)
+		}
+	}
+	select {
+	case rpc := <-to.Consumer():
+		t.Fatalf("raft got %+v", rpc.Command)
+	default:
+	}
+	go func() { _, _ = install(<-to.Consumer()) }()
+	resp := new(raft.InstallSnapshotResponse)
+	if err := a.Group(1).InstallSnapshot("", target, snapshotOf(a, 3, 51, 10), resp, io.LimitReader(zeros{}, 10)); err != nil || !resp.Success {
+		t.Errorf("new snapshot: %+v, %v", resp, err)
+	}
+}
+
+// zeros never ends.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) { clear(p); return len(p), nil }
+
+// TestHeartbeatsPassAStalledSnapshot stalls a snapshot in the middle and raft with
+// it, and sends heartbeats, of its group and of others, and votes of others.
+func TestHeartbeatsPassAStalledSnapshot(t *testing.T) {
+	d := newDirectory()
+	a, b := newTestMux(t, d, peerID(0)), newTestMux(t, d, peerID(1))
+	target := raft.ServerAddress(peerID(1))
+	const size = 64 << 20
+	feed, fed := io.Pipe()
+	sent := make(chan error, 1)
+	go func() {
+		sent <- a.Group(1).InstallSnapshot("", target, snapshotOf(a, 1, 10, size), new(raft.InstallSnapshotResponse), feed)
+	}()
+	first := make(chan error, 1)
+	go func() { _, err := fed.Write(make([]byte, size/2)); first <- err }()
+	rpc := <-b.Group(1).Consumer() // raft's main loop is busy with it from here on
+	read := make(chan error, 1)
+	half := make(chan struct{})
+	go func() {
+		_, err := io.CopyN(io.Discard, rpc.Reader, size/2)
+		close(half)
+		if err == nil {
+			_, err = io.Copy(io.Discard, rpc.Reader)
+		}
+		rpc.Respond(&raft.InstallSnapshotResponse{Term: 1, Success: err == nil}, err)
+		read <- err
+	}()
+	<-half // and now nothing comes
+	h := raft.RPCHeader{ProtocolVersion: 3, ID: a.self, Addr: a.self}
+	var beats atomic.Int32
+	for _, group := range []uint32{1, 2} {
+		b.Group(group).SetHeartbeatHandler(func(rpc raft.RPC) {
+			beats.Add(1)
+			rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil)
+		})
+		for range 20 {
+			if err := a.Group(group).AppendEntries("", target, &raft.AppendEntriesRequest{RPCHeader: h, Term: 1}, new(raft.AppendEntriesResponse)); err != nil {
+				t.Errorf("heartbeat of group %d: %v", group, err)
+			}
+		}
+	}
+	go func() {
+		rpc := <-b.Group(2).Consumer()
+		rpc.Respond(&raft.RequestVoteResponse{Granted: true}, nil)
+	}()
+	vote := new(raft.RequestVoteResponse)
+	if err := a.Group(2).RequestVote("", target, &raft.RequestVoteRequest{RPCHeader: h, Term: 2, Candidate: a.self}, vote); err != nil || !vote.Granted {
+		t.Errorf("vote of another group: %+v, %v", vote, err)
+	}
+	select {
+	case err := <-sent:
+		t.Fatalf("the snapshot ended meanwhile: %v", err)
+	default:
+	}
+	if n := beats.Load(); n != 40 {
+		t.Errorf("%d heartbeats were handled", n)
+	}
+	if err := <-first; err != nil {
+		t.Fatal(err)
+	}
+	if _, err := fed.Write(make([]byte, size-size/2)); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(<-sent, <-read); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestFullGroupAnswersBusyAndClosingItAnswersTheRest(t *testing.T) {
 	d := newDirectory()
 	a, b := newTestMux(t, d, peerID(0)), newTestMux(t, d, peerID(1))

@@ -51,6 +51,11 @@ type ClusterConfig struct {
 	Gossip string   `yaml:"gossip"` // host:port for membership (TCP and UDP)
 	Seeds  []string `yaml:"seeds"`  // gossip addresses of some nodes; this node's own is ignored
 	Secret string   `yaml:"secret"` // shared by all nodes, 16 bytes or more; authenticates them to each other
+
+	// SnapshotMiB limits the snapshots that this node sends to others, all shards
+	// together, so that a replica that is built anew does not take the network
+	// from publishes. 0: as fast as may be.
+	SnapshotMiB int `yaml:"snapshot_mib_per_second"`
 }
 
 // HTTPConfig is the API's listener.
@@ -100,7 +105,7 @@ type DebugConfig struct {
 
 func defaultConfig() Config {
 	return Config{
-		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401"},
+		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401", SnapshotMiB: 64},
 		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"},
 			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
 		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
@@ -259,6 +264,9 @@ func (c *Config) Validate() error {
 	}
 	if len(c.Cluster.Secret) < secretBytesMin {
 		problem("cluster.secret", "has %d bytes, want at least %d: use the same random text on every node", len(c.Cluster.Secret), secretBytesMin)
+	}
+	if n := c.Cluster.SnapshotMiB; n < 0 || n > 100_000 {
+		problem("cluster.snapshot_mib_per_second", "is %d: use 0 for no limit, or 1 to 100000", n)
 	}
 	if strings.HasPrefix(c.Cluster.Secret, "change-me") {
 		problem("cluster.secret", "is the example's: make one with head -c 24 /dev/urandom | base64")

@@ -34,7 +34,7 @@ func (n *node) openNetwork(context.Context) (func() error, error) {
 	var err error
 	n.mux, err = mux.New(n.logger, n.registry, mux.Config{
 		Self: n.identity.Peer(), Listen: c.Listen, Secret: []byte(c.Secret), ClusterID: n.identity.ClusterID(),
-		AppendHold: appendHold,
+		AppendHold: appendHold, SnapshotBytesPerSecond: int64(c.SnapshotMiB) << 20,
 	}, &n.resolver)
 	if err != nil {
 		return nil, inUse("cluster.listen", err)

@@ -48,12 +48,8 @@ func (p *peers) gateAppend(*raft.AppendEntriesRequest) error {
 }
 
 // OnSnapshot implements shard.SnapshotNotifier.
-func (p *peers) OnSnapshot(group uint32, offered, installed func(*raft.InstallSnapshotRequest)) {
-	p.Mux.Group(group).SetGate(mux.Gate{
-		Append:    p.gateAppend,
-		Snapshot:  func(r *raft.InstallSnapshotRequest) error { offered(r); return nil },
-		Installed: installed,
-	})
+func (p *peers) OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) bool, installed func(*raft.InstallSnapshotRequest)) {
+	p.Mux.Group(group).SetGate(mux.Gate{Append: p.gateAppend, Known: offered, Installed: installed})
 }
 
 // interrupt makes replication give up on peers that are away, so that raft
