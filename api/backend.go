@@ -58,10 +58,12 @@ type Cluster interface {
 // Reader answers questions about devices, flushed and unflushed rows as one.
 // Every method returns an UnavailableError rather than a partial answer.
 type Reader interface {
-	// Readings answers in ascending order of store.Point, at most q.Limit (up to
+	// Readings answers in the order of q.Compare, at most q.Limit (up to
 	// ReadingsLimitMax + 1). Equal points come once. A device that never
 	// published gives ErrNotFound or no points.
 	Readings(ctx context.Context, q store.Query) ([]store.Point, error)
+	// Buckets is Readings in buckets, in ascending order of store.Bucket.
+	Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error)
 	// Devices lists devices in ascending byte order of their ids, behind after
 	// ("" is the start), at most limit. Latest and Anomalies may be left empty.
 	Devices(ctx context.Context, after string, limit int) ([]Device, error)

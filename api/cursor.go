@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"strconv"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -18,6 +19,7 @@ const (
 	cursorReading  = 1
 	cursorDevice   = 2
 	cursorPosition = 3
+	cursorBucket   = 4
 
 	cursorSumBytes = 4
 )
@@ -53,14 +55,42 @@ func errCursor(s string) error {
 	return fmt.Errorf("cursor %q was not given for this list: pass next as it came, or leave it out to begin again", s)
 }
 
-func encodeReadingCursor(device string, p *store.Point) string {
-	b := binary.AppendVarint(nil, p.Time)
-	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(p.Value))
-	return sealCursor(cursorReading, device, append(b, p.Sensor...))
+// readingScope ties a cursor to the list's order too; no device id has a space.
+func readingScope(q *store.Query) string {
+	if q.Desc {
+		return q.Device + " desc"
+	}
+	return q.Device
 }
 
-func decodeReadingCursor(device, s string) (*store.Point, error) {
-	b, err := openCursor(cursorReading, device, s)
+func encodeReadingCursor(q *store.Query, p *store.Point) string {
+	b := binary.AppendVarint(nil, p.Time)
+	b = binary.LittleEndian.AppendUint64(b, math.Float64bits(p.Value))
+	return sealCursor(cursorReading, readingScope(q), append(b, p.Sensor...))
+}
+
+func bucketScope(q *store.Aggregate) string {
+	return q.Device + " " + strconv.FormatInt(q.StepMicros, 10)
+}
+
+func encodeBucketCursor(q *store.Aggregate, b *store.Bucket) string {
+	return sealCursor(cursorBucket, bucketScope(q), append(binary.AppendVarint(nil, b.Start), b.Sensor...))
+}
+
+func decodeBucketCursor(q *store.Aggregate, s string) (*store.Bucket, error) {
+	b, err := openCursor(cursorBucket, bucketScope(q), s)
+	if err != nil {
+		return nil, err
+	}
+	start, n := binary.Varint(b)
+	if n <= 0 {
+		return nil, errCursor(s)
+	}
+	return &store.Bucket{Start: start, Sensor: string(b[n:])}, nil
+}
+
+func decodeReadingCursor(q *store.Query, s string) (*store.Point, error) {
+	b, err := openCursor(cursorReading, readingScope(q), s)
 	if err != nil {
 		return nil, err
 	}

@@ -19,12 +19,12 @@ func TestCursorReturnsToTheSamePlace(t *testing.T) {
 			Time: rapid.Int64().Draw(t, "time"), Sensor: rapid.String().Draw(t, "sensor"),
 			Value: math.Float64frombits(rapid.Uint64().Draw(t, "bits")),
 		}
-		c := encodeReadingCursor(device, &p)
-		got, err := decodeReadingCursor(device, c)
+		c := encodeReadingCursor(&store.Query{Device: device}, &p)
+		got, err := decodeReadingCursor(&store.Query{Device: device}, c)
 		if err != nil || got.Compare(&p) != 0 {
 			t.Fatalf("%+v became %+v, %v", p, got, err)
 		}
-		if _, err := decodeReadingCursor(device+"x", c); err == nil {
+		if _, err := decodeReadingCursor(&store.Query{Device: device + "x"}, c); err == nil {
 			t.Fatalf("the cursor of %q is taken for %q", device, device+"x")
 		}
 		if _, err := decodePosition(c); err == nil {
@@ -41,10 +41,10 @@ func TestCursorReturnsToTheSamePlace(t *testing.T) {
 }
 
 func TestDamagedCursorIsRefused(t *testing.T) {
-	c := encodeReadingCursor("d", &store.Point{Time: 5, Sensor: "s", Value: 1})
+	c := encodeReadingCursor(&store.Query{Device: "d"}, &store.Point{Time: 5, Sensor: "s", Value: 1})
 	for i := range c {
 		for _, damaged := range []string{c[:i], c[:i] + "!" + c[i+1:], c[:i] + swap(c[i]) + c[i+1:]} {
-			if p, err := decodeReadingCursor("d", damaged); err == nil {
+			if p, err := decodeReadingCursor(&store.Query{Device: "d"}, damaged); err == nil {
 				t.Errorf("%q (made from %q) is taken for %+v", damaged, c, p)
 			}
 		}
@@ -60,13 +60,13 @@ func swap(c byte) string {
 
 // FuzzCursor looks for panics; what is accepted must come back the same.
 func FuzzCursor(f *testing.F) {
-	f.Add(encodeReadingCursor("d", &store.Point{Time: 5, Sensor: "s", Value: 1}))
+	f.Add(encodeReadingCursor(&store.Query{Device: "d"}, &store.Point{Time: 5, Sensor: "s", Value: 1}))
 	f.Add(encodePosition(Position{Time: -1, ID: "0-7-1"}))
 	f.Add(encodeDeviceCursor("pump-7"))
 	f.Add("AQE")
 	f.Fuzz(func(t *testing.T, s string) {
-		if p, err := decodeReadingCursor("d", s); err == nil {
-			if again, err := decodeReadingCursor("d", encodeReadingCursor("d", p)); err != nil || again.Compare(p) != 0 {
+		if p, err := decodeReadingCursor(&store.Query{Device: "d"}, s); err == nil {
+			if again, err := decodeReadingCursor(&store.Query{Device: "d"}, encodeReadingCursor(&store.Query{Device: "d"}, p)); err != nil || again.Compare(p) != 0 {
 				t.Fatalf("%q: %+v became %+v, %v", s, p, again, err)
 			}
 		}

@@ -89,6 +89,15 @@ func (p *params) limit(most int) int {
 	return n
 }
 
+// order reports whether the latest come first.
+func (p *params) order() (desc bool) {
+	s := p.query.Get("order")
+	if s != "" && s != "asc" && s != "desc" {
+		p.problem("order %q is not known: use asc or desc", s)
+	}
+	return s == "desc"
+}
+
 // period is the half-open interval [from, to) in microseconds.
 func (p *params) period() (from, to int64) {
 	from, to = p.time("from", math.MinInt64), p.time("to", math.MaxInt64)

@@ -28,26 +28,38 @@ const (
 )
 
 func (s *Server) readingRoutes(mux *http.ServeMux) {
-	ok := jsonResponse[ReadingList](s, "Readings in ascending order of time; header Link rel=next names the next page")
+	ok := jsonResponse[ReadingList](s, "Readings in order of time, or a BucketList where step is given; header Link rel=next names the next page")
+	jsonResponse[BucketList](s, "") // names its schema
 	ok.Content["text/csv"] = &huma.MediaType{Schema: &huma.Schema{Type: huma.TypeString}, Example: csvHeader + "2026-01-23T15:24:46.123456Z,temperature,21.52,0.13,0\n"}
 	s.plain(mux, huma.Operation{
 		OperationID: "readings", Method: http.MethodGet, Path: "/api/v1/devices/{id}/readings", Summary: "Readings of a device, flushed and not yet flushed as one",
 		Parameters: slices.Concat(
 			[]*huma.Param{pathParam("id", "device"), queryParam("sensor", "only this sensor", stringSchema())}, periodParams(), pageParams(ReadingsLimitMax),
-			[]*huma.Param{queryParam("format", "wins over the Accept header", &huma.Schema{Type: huma.TypeString, Enum: []any{"json", "csv"}})},
+			[]*huma.Param{
+				queryParam("order", "by time", &huma.Schema{Type: huma.TypeString, Enum: []any{"asc", "desc"}, Default: "asc"}),
+				queryParam("step", "answer with buckets of this length instead: 30s, 1m, 1h, 1d", stringSchema()),
+				queryParam("agg", "with step, what to say of a bucket: some of avg,min,max,last,count; all when it is left out", stringSchema()),
+				queryParam("format", "wins over the Accept header", &huma.Schema{Type: huma.TypeString, Enum: []any{"json", "csv"}}),
+			},
 		),
 		Responses: map[string]*huma.Response{"200": ok},
 	}, s.getReadings)
 }
 
 func (s *Server) getReadings(w http.ResponseWriter, r *http.Request, p *params) error {
-	q := store.Query{Device: p.pathDevice(), Sensor: p.query.Get("sensor")}
+	if p.query.Has("step") {
+		return s.getBuckets(w, r, p)
+	}
+	if p.query.Has("agg") {
+		p.problem("agg needs a step: add step=1m, for example")
+	}
+	q := store.Query{Device: p.pathDevice(), Sensor: p.query.Get("sensor"), Desc: p.order()}
 	q.From, q.To = p.period()
 	limit := p.limit(ReadingsLimitMax)
 	q.Limit = limit + 1 // one more says that there is a next page
 	if c := p.query.Get("cursor"); c != "" {
 		var err error
-		if q.After, err = decodeReadingCursor(q.Device, c); err != nil {
+		if q.After, err = decodeReadingCursor(&q, c); err != nil {
 			p.problem("%v", err)
 		}
 	}
@@ -64,17 +76,12 @@ func (s *Server) getReadings(w http.ResponseWriter, r *http.Request, p *params) 
 	if err != nil {
 		return err
 	}
-	points, next := page(points, limit, func(p *store.Point) string { return encodeReadingCursor(q.Device, p) })
-	if next != "" {
-		w.Header().Set("Link", "<"+nextURL(r.URL, next)+`>; rel="next"`)
-	}
-	w.Header().Set("Vary", "Accept")
+	points, next := page(points, limit, func(p *store.Point) string { return encodeReadingCursor(&q, p) })
+	beginRows(w, r, next, asCSV)
 	if asCSV {
-		w.Header().Set("Content-Type", "text/csv; charset=utf-8; header=present")
 		_ = writeCSV(w, points) // the status is out: a client that is gone sees a broken answer
 		return nil
 	}
-	w.Header().Set("Content-Type", "application/json")
 	_ = writeReadings(w, points, next) // as above
 	return nil
 }

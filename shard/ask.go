@@ -19,6 +19,7 @@ import (
 // are JSON but for readings, which are many.
 const (
 	askReadings    = 'r'
+	askBuckets     = 'b'
 	askDevice      = 'd'
 	askDevices     = 'D'
 	askAnomalies   = 'a'
@@ -102,7 +103,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askDevice, askRemove, askAttributes, askPut, askApplied:
+	case askReadings, askBuckets, askDevice, askRemove, askAttributes, askPut, askApplied:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -131,6 +132,13 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 		}
 		points, err := s.Readings(ctx, q)
 		return appendPoints(nil, points), err
+	case askBuckets:
+		q, err := decodeAggregate(body)
+		if err != nil {
+			return nil, err
+		}
+		buckets, err := s.Buckets(ctx, q)
+		return appendBuckets(nil, buckets), err
 	case askDevice:
 		if err := s.Verify(); err != nil {
 			return nil, err

@@ -161,22 +161,23 @@ func (f *flusher) pendingPoints(blocks []*pendingBlock, above uint64, q store.Qu
 			return nil, err
 		}
 	}
-	slices.SortFunc(out, func(a, b store.Point) int { return a.Compare(&b) })
+	slices.SortFunc(out, func(a, b store.Point) int { return q.Compare(&a, &b) })
 	return out, nil
 }
 
-// mergePoints merges two ascending answers and cuts the result at limit. A
-// point in both is one reading that is moving from one to the other.
-func mergePoints(a, b []store.Point, limit int) []store.Point {
+// mergePoints merges two answers to a query and cuts the result at its limit. A
+// point in both is one reading that was sent twice, long after each other.
+func mergePoints(a, b []store.Point, q *store.Query) []store.Point {
+	limit := q.Limit
 	if len(b) == 0 && len(a) <= limit {
 		return a
 	}
 	out := make([]store.Point, 0, min(limit, len(a)+len(b)))
 	for len(out) < limit && (len(a) > 0 || len(b) > 0) {
 		switch {
-		case len(b) == 0 || len(a) > 0 && a[0].Compare(&b[0]) < 0:
+		case len(b) == 0 || len(a) > 0 && q.Compare(&a[0], &b[0]) < 0:
 			out, a = append(out, a[0]), a[1:]
-		case len(a) == 0 || b[0].Compare(&a[0]) < 0:
+		case len(a) == 0 || q.Compare(&b[0], &a[0]) < 0:
 			out, b = append(out, b[0]), b[1:]
 		default:
 			out, a, b = append(out, a[0]), a[1:], b[1:]

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"time"
 
 	"github.com/sluice-iot/sluice/store"
@@ -22,6 +21,8 @@ type LocalStore interface {
 	// least, and says up to which index that is: files may be ahead of the log that
 	// is applied again after a restart.
 	Read(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Query) (points []store.Point, covered uint64, err error)
+	// Aggregate is Read for buckets.
+	Aggregate(ctx context.Context, shard telemetry.ShardID, upTo uint64, q store.Aggregate) (buckets []store.Bucket, covered uint64, err error)
 }
 
 // SharedStore is one database for all replicas; the leader writes.
@@ -334,33 +335,4 @@ func (f *flusher) uncertain(ctx context.Context, from uint64, cause error) (uint
 		return 0, fmt.Errorf("the database holds shard %d up to %d, beyond its log's %d: it belongs to another cluster, point the configuration at an empty one: %w", f.shard.id, have, last, cause)
 	}
 	return have, nil
-}
-
-// read answers a query from the store and the pending part as one. The caller
-// has verified that this replica leads.
-func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error) {
-	m := f.shard.fsm.machine
-	m.mu.Lock()
-	from := m.pending.durable
-	blocks := append([]*pendingBlock(nil), m.pending.between(from, math.MaxUint64)...)
-	m.mu.Unlock()
-	var stored []store.Point
-	var err error
-	if f.stores.Local != nil {
-		stored, from, err = f.stores.Local.Read(ctx, f.shard.id, from, q)
-	} else {
-		// A store may be ahead of what the log knows, never behind: blocks
-		// it holds already are left out of the pending part.
-		var at telemetry.Watermarks
-		stored, at, err = f.stores.Shared.Read(ctx, f.shard.id, q)
-		from = at[telemetry.LaneLive]
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read stored rows of shard %d: %w", f.shard.id, err)
-	}
-	fresh, err := f.pendingPoints(blocks, from, q)
-	if err != nil {
-		return nil, err
-	}
-	return mergePoints(stored, fresh, q.Limit), nil
 }

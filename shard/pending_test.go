@@ -11,6 +11,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -176,10 +177,10 @@ func TestReadCountsEveryRowOnceWhileItMovesToTheStore(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got := mergePoints(slices.Clone(all[:split]), fresh, 1000); !slices.Equal(got, all) {
+			if got := mergePoints(slices.Clone(all[:split]), fresh, &store.Query{Limit: 1000}); !slices.Equal(got, all) {
 				t.Fatalf("split at %d, overlap %d: %d points, want 10 in order", split, overlap, len(got))
 			}
-			if got := mergePoints(slices.Clone(all[:split]), fresh, 4); !slices.Equal(got, all[:4]) {
+			if got := mergePoints(slices.Clone(all[:split]), fresh, &store.Query{Limit: 4}); !slices.Equal(got, all[:4]) {
 				t.Fatalf("split at %d, limit 4: %d points", split, len(got))
 			}
 		}

@@ -15,6 +15,7 @@ func encodeQuery(q *store.Query) []byte {
 	b = wire.AppendInt(b, q.From)
 	b = wire.AppendInt(b, q.To)
 	b = wire.AppendUint(b, uint64(q.Limit))
+	b = wire.AppendBool(b, q.Desc)
 	b = wire.AppendBool(b, q.After != nil)
 	if q.After != nil {
 		b = appendPoints(b, []store.Point{*q.After})
@@ -26,6 +27,7 @@ func decodeQuery(b []byte) (store.Query, error) {
 	r := wire.NewReader(b)
 	q := store.Query{Device: r.String(), Sensor: r.String(), From: r.Int(), To: r.Int()}
 	limit := r.Uint()
+	q.Desc = r.Bool()
 	if r.Bool() {
 		if after := decodePoints(r); len(after) == 1 {
 			q.After = &after[0]
@@ -69,6 +71,65 @@ func decodePoints(r *wire.Reader) []store.Point {
 		}
 		p.Sensor, p.Value, p.Score, p.Quality = s, r.Float(), float32(r.Float()), telemetry.Quality(r.Byte())
 		out = append(out, p)
+	}
+	return out
+}
+
+func encodeAggregate(q *store.Aggregate) []byte {
+	b := wire.AppendString(nil, q.Device)
+	b = wire.AppendString(b, q.Sensor)
+	b = wire.AppendInt(b, q.From)
+	b = wire.AppendInt(b, q.To)
+	b = wire.AppendInt(b, q.StepMicros)
+	b = wire.AppendUint(b, uint64(q.Limit))
+	b = wire.AppendBool(b, q.After != nil)
+	if q.After != nil {
+		b = wire.AppendInt(b, q.After.Start)
+		b = wire.AppendString(b, q.After.Sensor)
+	}
+	return b
+}
+
+func decodeAggregate(b []byte) (store.Aggregate, error) {
+	r := wire.NewReader(b)
+	q := store.Aggregate{Device: r.String(), Sensor: r.String(), From: r.Int(), To: r.Int(), StepMicros: r.Int()}
+	limit := r.Uint()
+	if r.Bool() {
+		q.After = &store.Bucket{Start: r.Int(), Sensor: r.String()}
+	}
+	if r.Err() != nil {
+		return q, fmt.Errorf("decode question for buckets: %w", r.Err())
+	}
+	if limit == 0 || limit > math.MaxInt32 || q.StepMicros <= 0 {
+		return q, fmt.Errorf("question for %d buckets of %d microseconds, want 1 to %d and more than 0", limit, q.StepMicros, math.MaxInt32)
+	}
+	q.Limit = int(limit)
+	return q, nil
+}
+
+func appendBuckets(b []byte, buckets []store.Bucket) []byte {
+	b = wire.AppendUint(b, uint64(len(buckets)))
+	for i := range buckets {
+		k := &buckets[i]
+		b = wire.AppendInt(b, k.Start)
+		b = wire.AppendString(b, k.Sensor)
+		b = wire.AppendUint(b, k.Count)
+		for _, v := range []float64{k.Min, k.Max, k.Sum, k.Last} {
+			b = wire.AppendFloat(b, v)
+		}
+		b = wire.AppendInt(b, k.LastTime)
+	}
+	return b
+}
+
+func decodeBuckets(r *wire.Reader) []store.Bucket {
+	n := r.Count(36)
+	out := make([]store.Bucket, 0, n)
+	for range n {
+		out = append(out, store.Bucket{
+			Start: r.Int(), Sensor: r.String(), Count: r.Uint(),
+			Min: r.Float(), Max: r.Float(), Sum: r.Float(), Last: r.Float(), LastTime: r.Int(),
+		})
 	}
 	return out
 }

@@ -215,6 +215,21 @@ func (r *Router) Readings(ctx context.Context, q store.Query) ([]store.Point, er
 	return points, wr.Err()
 }
 
+// Buckets answers for one device, flushed and unflushed rows as one.
+func (r *Router) Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error) {
+	id, err := r.shardOf(q.Device)
+	if err != nil {
+		return nil, err
+	}
+	b, err := r.ask(ctx, id, append([]byte{askBuckets}, encodeAggregate(&q)...))
+	if err != nil {
+		return nil, err
+	}
+	wr := wire.NewReader(b)
+	buckets := decodeBuckets(wr)
+	return buckets, wr.Err()
+}
+
 // Device describes one device.
 func (r *Router) Device(ctx context.Context, device string) (Device, error) {
 	var d Device

@@ -162,6 +162,14 @@ func (s *Shard) Readings(ctx context.Context, q store.Query) ([]store.Point, err
 	return s.flush.read(ctx, q)
 }
 
+// Buckets is Readings in buckets.
+func (s *Shard) Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error) {
+	if err := s.Verify(); err != nil {
+		return nil, err
+	}
+	return s.flush.aggregate(ctx, q)
+}
+
 // Counts is the shard's part of the ledger.
 func (s *Shard) Counts() Counts {
 	m := s.fsm.machine

@@ -34,7 +34,8 @@ func (e *WatermarkError) Error() string {
 	return fmt.Sprintf("%s watermark of shard %d is %d (term %d), the batch begins at %d (term %d)", e.Lane, e.Shard, e.Have, e.HaveTerm, e.Want, e.WantTerm)
 }
 
-// Query asks for the readings of one device in ascending order of Point.
+// Query asks for the readings of one device in ascending order of Point, or in
+// descending order.
 type Query struct {
 	Device string
 	Sensor string // "" is every sensor
@@ -42,6 +43,7 @@ type Query struct {
 	To     int64  // microseconds, exclusive; math.MaxInt64 is open
 	Limit  int    // > 0
 	After  *Point // resume behind this point; only Time, Sensor and Value count
+	Desc   bool   // the latest first
 }
 
 // Point is one stored reading.
@@ -69,5 +71,13 @@ func (p *Point) Compare(q *Point) int {
 // Matches reports whether a point of the queried device belongs to the answer.
 func (q *Query) Matches(p *Point) bool {
 	return p.Time >= q.From && p.Time < q.To && (q.Sensor == "" || q.Sensor == p.Sensor) &&
-		(q.After == nil || q.After.Compare(p) < 0)
+		(q.After == nil || q.Compare(q.After, p) < 0)
+}
+
+// Compare orders points as the answer does.
+func (q *Query) Compare(a, b *Point) int {
+	if q.Desc {
+		return b.Compare(a)
+	}
+	return a.Compare(b)
 }

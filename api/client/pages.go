@@ -19,13 +19,19 @@ import (
 // of readings.
 const pageDefault = 10_000
 
-// ReadingsQuery selects readings of one device, in ascending order of time.
+// ReadingsQuery selects readings of one device, in order of time.
 type ReadingsQuery struct {
 	Device string
 	Sensor string    // "" is every sensor
 	From   time.Time // inclusive; zero is open
 	To     time.Time // exclusive; zero is open
 	Page   int       // readings per request, 0 is 10,000, at most api.ReadingsLimitMax
+	Desc   bool      // the latest first
+
+	// Step asks for buckets of this length instead, with the figures in Agg (see
+	// api.Aggregates; empty is all). Readings ignores both, Buckets needs Step.
+	Step time.Duration
+	Agg  []string
 }
 
 func (q *ReadingsQuery) path() string {
@@ -37,7 +43,27 @@ func (q *ReadingsQuery) values(cursor string) url.Values {
 	if q.Sensor != "" {
 		v.Set("sensor", q.Sensor)
 	}
+	if q.Desc {
+		v.Set("order", "desc")
+	}
 	return v
+}
+
+func (q *ReadingsQuery) bucketValues(cursor string) url.Values {
+	v := q.values(cursor)
+	v.Set("step", q.Step.String())
+	if len(q.Agg) > 0 {
+		v.Set("agg", strings.Join(q.Agg, ","))
+	}
+	return v
+}
+
+// Buckets walks all pages of a downsampled query. An error ends the walk.
+func (c *Client) Buckets(ctx context.Context, q ReadingsQuery) iter.Seq2[api.Bucket, error] {
+	return walk(func(cursor string) ([]api.Bucket, string, error) {
+		l, err := get[api.BucketList](ctx, c, q.path(), q.bucketValues(cursor))
+		return l.Buckets, l.Next, err
+	})
 }
 
 func listValues(page int, cursor string, from, to time.Time) url.Values {

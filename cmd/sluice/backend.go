@@ -192,6 +192,12 @@ func (b *backend) Readings(ctx context.Context, q store.Query) ([]store.Point, e
 	return points, unavailable(err)
 }
 
+// Buckets implements api.Reader.
+func (b *backend) Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error) {
+	buckets, err := b.node.router.Buckets(ctx, q)
+	return buckets, unavailable(err)
+}
+
 // Devices implements api.Reader.
 func (b *backend) Devices(ctx context.Context, after string, limit int) ([]api.Device, error) {
 	ds, err := b.node.router.Devices(ctx, after, limit)

@@ -24,15 +24,20 @@ type queryCmd struct {
 	Sensor string `help:"Only this sensor."`
 	From   string `placeholder:"TIME" help:"First time: RFC 3339, a date, milliseconds since 1970, or 2h for two hours ago."`
 	To     string `placeholder:"TIME" help:"End, not included."`
-	Limit  int    `default:"1000" help:"Readings at most; 0: all."`
+	Limit  int    `default:"1000" help:"Readings, or buckets, at most; 0: all."`
+	Order  string `default:"asc" enum:"asc,desc" help:"asc: oldest first; desc: latest first."`
+	Step   string `placeholder:"LENGTH" help:"Buckets of this length instead of readings: 30s, 1m, 1h, 1d."`
+	Agg    string `placeholder:"LIST" help:"Figures of a bucket: avg,min,max,last,count; all when left out."`
 	Format string `default:"table" enum:"table,json,csv" help:"table, json or csv."`
 }
 
 // Run implements kong.
 func (c *queryCmd) Run(ctx context.Context) error {
-	q := client.ReadingsQuery{Device: c.Device, Sensor: c.Sensor}
+	q, err := c.question()
+	if err != nil {
+		return err
+	}
 	now := time.Now()
-	var err error
 	if q.From, err = timeFlag("from", c.From, now); err != nil {
 		return err
 	}
@@ -47,7 +52,11 @@ func (c *queryCmd) Run(ctx context.Context) error {
 	}
 	out := bufio.NewWriter(os.Stdout)
 	err = c.with(func(cl *client.Client) error {
-		more, err := c.print(ctx, cl, q, out)
+		print := c.print
+		if q.Step > 0 {
+			print = c.printBuckets
+		}
+		more, err := print(ctx, cl, q, out)
 		if err == nil && more {
 			fmt.Fprintf(os.Stderr, "there is more: --limit 0 shows all, --from continues\n")
 		}
@@ -57,6 +66,29 @@ func (c *queryCmd) Run(ctx context.Context) error {
 		err = fmt.Errorf("write output: %w", flushErr)
 	}
 	return err
+}
+
+// question is what does not depend on the present time.
+func (c *queryCmd) question() (client.ReadingsQuery, error) {
+	q := client.ReadingsQuery{Device: c.Device, Sensor: c.Sensor, Desc: c.Order == "desc"}
+	if c.Step == "" {
+		if c.Agg != "" {
+			return q, errors.New("--agg needs a step: add --step 1m, for example")
+		}
+		return q, nil
+	}
+	var err error
+	if q.Step, err = api.ParseStep(c.Step); err != nil {
+		return q, fmt.Errorf("--step: %w", err)
+	}
+	if q.Desc {
+		return q, errors.New("--order desc is for readings: buckets come in ascending order, leave it out")
+	}
+	q.Agg = api.Aggregates()
+	if c.Agg != "" {
+		q.Agg = strings.Split(c.Agg, ",")
+	}
+	return q, nil
 }
 
 func timeFlag(name, s string, now time.Time) (time.Time, error) {

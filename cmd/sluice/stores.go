@@ -128,6 +128,12 @@ func (s segments) Read(ctx context.Context, id telemetry.ShardID, upTo uint64, q
 	return points, covered, s.damaged(ctx, err)
 }
 
+// Aggregate implements shard.LocalStore, like Read.
+func (s segments) Aggregate(ctx context.Context, id telemetry.ShardID, upTo uint64, q store.Aggregate) ([]store.Bucket, uint64, error) {
+	buckets, covered, err := s.Store.Aggregate(ctx, id, upTo, q)
+	return buckets, covered, s.damaged(ctx, err)
+}
+
 // damaged sets the segment aside that an error is about.
 func (s segments) damaged(ctx context.Context, err error) error {
 	var damage *parquet.CorruptError

@@ -129,9 +129,25 @@ func (m *model) read(q store.Query, upTo uint64) []store.Point {
 			}
 		}
 	}
-	slices.SortStableFunc(points, func(a, b store.Point) int { return a.Compare(&b) })
+	slices.SortStableFunc(points, func(a, b store.Point) int { return q.Compare(&a, &b) })
 	points = slices.CompactFunc(points, func(a, b store.Point) bool { return a.Compare(&b) == 0 })
 	return points[:min(len(points), q.Limit)]
+}
+
+// buckets does the same for buckets.
+func (m *model) buckets(q store.Aggregate, upTo uint64) []store.Bucket {
+	var list []store.Bucket
+	for _, p := range m.read(store.Query{Device: q.Device, From: q.From, To: q.To, Limit: math.MaxInt}, upTo) {
+		if !q.Matches(p.Time, p.Sensor) {
+			continue
+		}
+		i, ok := slices.BinarySearchFunc(list, store.Bucket{Start: q.BucketOf(p.Time), Sensor: p.Sensor}, func(a, b store.Bucket) int { return a.Compare(&b) })
+		if !ok {
+			list = slices.Insert(list, i, store.Bucket{Start: q.BucketOf(p.Time), Sensor: p.Sensor})
+		}
+		list[i].Add(p.Time, p.Value)
+	}
+	return list[:min(len(list), q.Limit)]
 }
 
 // samePoints compares bit for bit.

@@ -80,30 +80,42 @@ func (s *Store) readingOnce(shard telemetry.ShardID, upTo uint64, query func([]S
 }
 
 func (s *Store) mergePoints(ctx context.Context, list []Segment, q *store.Query) ([]store.Point, error) {
-	m := merger{store: s, decoder: s.decoder(), query: q, from: q.From, names: map[string]string{}}
+	var points []store.Point
+	err := s.eachPoint(ctx, list, q, func(p *store.Point) bool {
+		points = append(points, *p)
+		return len(points) < q.Limit
+	})
+	return points, err
+}
+
+// eachPoint gives the points of a query in their order until give wants no more.
+func (s *Store) eachPoint(ctx context.Context, list []Segment, q *store.Query, give func(*store.Point) bool) error {
+	m := merger{store: s, decoder: s.decoder(), query: q, from: q.From, to: q.To, give: give, names: map[string]string{}}
 	defer s.decoders.Put(m.decoder)
-	if q.After != nil {
+	switch {
+	case q.After != nil && q.Desc:
+		m.to = min(m.to, q.After.Time+1)
+	case q.After != nil:
 		m.from = max(m.from, q.After.Time)
 	}
 	for i := range list {
 		seg := &list[i]
-		if seg.Rows > 0 && seg.MaxTime >= m.from && seg.MinTime < q.To {
-			m.push(source{bound: max(m.from, seg.MinTime), order: uint64(i) << orderShift, segment: seg, page: wholeSegment})
+		if seg.Rows > 0 && seg.MaxTime >= m.from && seg.MinTime < m.to {
+			m.push(source{bound: m.bound(seg.MinTime, seg.MaxTime), order: uint64(i) << orderShift, segment: seg, page: wholeSegment})
 		}
 	}
-	var points []store.Point
-	for len(m.heap) > 0 && len(points) < q.Limit {
+	for len(m.heap) > 0 && !m.done {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		src := m.pop()
 		if src.run != nil {
-			points = m.take(points, src)
+			m.take(src)
 		} else if err := m.open(ctx, src); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	return points, nil
+	return nil
 }
 
 // merger is one running query: a heap of sources, each of which is a segment
@@ -113,15 +125,20 @@ type merger struct {
 	decoder *decoder
 	query   *store.Query
 	from    int64 // no wanted point is earlier
+	to      int64 // no wanted point is at or after it
 	heap    []source
+	give    func(*store.Point) bool
+	last    store.Point // given last
+	given   bool
+	done    bool              // give wants no more
 	names   map[string]string // sensor names, one copy each
 
 	group      *rowGroup // whose dictionaries are at hand
 	groupDicts groupDicts
 }
 
-// source is ordered by its first possible point: a lower bound in time, before
-// any known point of that time, or the head of a run.
+// source is ordered by its first possible point: a bound in time, before any known
+// point of that time, or the head of a run.
 type source struct {
 	bound   int64
 	order   uint64        // segment, then position in it: the earlier wins between equal points
@@ -136,15 +153,23 @@ const wholeSegment = -1
 // orderShift leaves room for the runs of one segment: pages times sensors.
 const orderShift = 40
 
-func (a *source) before(b *source) bool {
+// bound is the time of the first point that a source of these times may have.
+func (m *merger) bound(minTime, maxTime int64) int64 {
+	if m.query.Desc {
+		return min(m.to-1, maxTime)
+	}
+	return max(m.from, minTime)
+}
+
+func (m *merger) before(a, b *source) bool {
 	if a.bound != b.bound {
-		return a.bound < b.bound
+		return (a.bound < b.bound) != m.query.Desc
 	}
 	switch {
 	case a.run == nil || b.run == nil:
 		return a.run == nil && (b.run != nil || a.order < b.order)
 	default:
-		if c := a.run[0].Compare(&b.run[0]); c != 0 {
+		if c := m.query.Compare(&a.run[0], &b.run[0]); c != 0 {
 			return c < 0
 		}
 		return a.order < b.order
@@ -156,7 +181,7 @@ func (m *merger) push(s source) {
 	i := len(m.heap) - 1
 	for i > 0 {
 		up := (i - 1) / 2
-		if !m.heap[i].before(&m.heap[up]) {
+		if !m.before(&m.heap[i], &m.heap[up]) {
 			break
 		}
 		m.heap[i], m.heap[up] = m.heap[up], m.heap[i]
@@ -179,7 +204,7 @@ func (m *merger) down() {
 	for i := 0; ; {
 		least := i
 		for _, c := range [2]int{2*i + 1, 2*i + 2} {
-			if c < len(m.heap) && m.heap[c].before(&m.heap[least]) {
+			if c < len(m.heap) && m.before(&m.heap[c], &m.heap[least]) {
 				least = c
 			}
 		}
@@ -191,22 +216,25 @@ func (m *merger) down() {
 	}
 }
 
-// take moves points from a run that was on top while they come before every
-// other source.
-func (m *merger) take(points []store.Point, src source) []store.Point {
+// take gives points of a run that was on top while they come before every other
+// source.
+func (m *merger) take(src source) {
 	for {
 		p := &src.run[0]
-		if n := len(points); n == 0 || points[n-1].Compare(p) != 0 {
-			points = append(points, *p)
+		if !m.given || m.last.Compare(p) != 0 {
+			m.last, m.given = *p, true
+			if m.done = !m.give(p); m.done {
+				return
+			}
 		}
 		src.run = src.run[1:]
-		if len(src.run) == 0 || len(points) >= m.query.Limit {
-			return points
+		if len(src.run) == 0 {
+			return
 		}
 		src.bound = src.run[0].Time
-		if len(m.heap) > 0 && m.heap[0].before(&src) {
+		if len(m.heap) > 0 && m.before(&m.heap[0], &src) {
 			m.push(src)
-			return points
+			return
 		}
 	}
 }
@@ -233,12 +261,12 @@ func (m *merger) openSegment(f *segmentFile, src source) {
 	for gi := range f.groups {
 		for pi := range f.groups[gi].pages {
 			p := &f.groups[gi].pages[pi]
-			if q.Device < p.minDevice || q.Device > p.maxDevice || p.maxTime < m.from || p.minTime >= q.To ||
+			if q.Device < p.minDevice || q.Device > p.maxDevice || p.maxTime < m.from || p.minTime >= m.to ||
 				(q.Sensor != "" && (q.Sensor < p.minSensor || q.Sensor > p.maxSensor)) {
 				continue
 			}
 			m.push(source{
-				bound: max(m.from, p.minTime), segment: src.segment, group: gi, page: pi,
+				bound: m.bound(p.minTime, p.maxTime), segment: src.segment, group: gi, page: pi,
 				order: src.order + uint64(f.groups[gi].before+int64(pi))<<runShift,
 			})
 		}

@@ -36,7 +36,7 @@ func (d *decoder) selectPoints(s *segmentFile, g *rowGroup, page int, m *merger)
 	}
 	wanted := false
 	for _, t := range d.times[lo:hi] {
-		wanted = wanted || (t >= m.from && t < m.query.To)
+		wanted = wanted || (t >= m.from && t < m.to)
 	}
 	if !wanted {
 		return nil, nil
@@ -139,7 +139,7 @@ func (d *decoder) runs(lo, hi int, sensors []string, m *merger) [][]store.Point 
 // run makes the wanted points of the rows of one series, whose times ascend.
 func (d *decoder) run(lo, hi int, sensor string, m *merger) []store.Point {
 	first, _ := slices.BinarySearch(d.times[lo:hi], m.from)
-	last, _ := slices.BinarySearch(d.times[lo:hi], m.query.To)
+	last, _ := slices.BinarySearch(d.times[lo:hi], m.to)
 	if first >= last {
 		return nil
 	}
@@ -154,6 +154,10 @@ func (d *decoder) run(lo, hi int, sensor string, m *merger) []store.Point {
 		}
 	}
 	sortRun(run)
+	if m.query.Desc { // of equal points the first stays the first
+		run = slices.CompactFunc(run, func(a, b store.Point) bool { return a.Compare(&b) == 0 })
+		slices.Reverse(run)
+	}
 	return run
 }
 

@@ -67,11 +67,17 @@ func clamp(us int64) time.Time { return time.UnixMicro(min(max(us, timeMin), tim
 // highest byte first: comparing them as bytes is comparing them as unsigned
 // numbers, which is how points compare.
 func selection(q store.Query) (sql string, args []any) {
-	from := q.From
-	if q.After != nil {
+	from, to, beyond, order := q.From, q.To, ">", ""
+	if q.Desc {
+		beyond, order = "<", " desc"
+	}
+	switch {
+	case q.After != nil && q.Desc:
+		to = min(to, q.After.Time+1)
+	case q.After != nil:
 		from = max(from, q.After.Time)
 	}
-	args = []any{pgx.QueryResultFormats{pgx.BinaryFormatCode}, q.Device, clamp(from), clamp(q.To), q.Limit}
+	args = []any{pgx.QueryResultFormats{pgx.BinaryFormatCode}, q.Device, clamp(from), clamp(to), q.Limit}
 	var b strings.Builder
 	b.WriteString("select time, received, sensor, value, score, quality from telemetry where device_id = $1 and time >= $2 and time < $3")
 	if q.Sensor != "" {
@@ -82,9 +88,9 @@ func selection(q store.Query) (sql string, args []any) {
 		args = append(args, clamp(q.After.Time), q.After.Sensor,
 			binary.BigEndian.AppendUint64(nil, math.Float64bits(q.After.Value)))
 		n := len(args) - 1
-		fmt.Fprintf(&b, ` and (time, sensor collate "C", float8send(value)) > ($%d::timestamptz, $%d::text, $%d::bytea)`, n-2, n-1, n)
+		fmt.Fprintf(&b, ` and (time, sensor collate "C", float8send(value)) %s ($%d::timestamptz, $%d::text, $%d::bytea)`, beyond, n-2, n-1, n)
 	}
-	b.WriteString(` order by time, sensor collate "C", float8send(value) limit $4`)
+	fmt.Fprintf(&b, ` order by time%[1]s, sensor collate "C"%[1]s, float8send(value)%[1]s limit $4`, order)
 	return b.String(), args
 }
 

@@ -23,6 +23,20 @@ func TestWriteAndReadBack(t *testing.T) {
 	if n := one[int64](t, url, "select count(*) from telemetry"); n != int64(len(first.Rows)+len(second.Rows)) {
 		t.Fatalf("%d rows stored", n)
 	}
+	backwards := all("sensor-00007")
+	backwards.Desc, backwards.Limit = true, 11
+	var down []store.Point
+	for {
+		page, _ := read(t, db, 5, backwards)
+		down = append(down, page...)
+		if len(page) < backwards.Limit {
+			break
+		}
+		backwards.After = &page[len(page)-1]
+	}
+	if slices.Reverse(down); !samePoints(down, got) {
+		t.Fatalf("the latest first: %d points, want %d", len(down), len(got))
+	}
 	if w, err := live(context.Background(), db, 5); err != nil || w != 90 {
 		t.Fatalf("watermark %d, %v", w, err)
 	}

@@ -225,12 +225,28 @@ func (c *Cluster) Readings(ctx context.Context, q store.Query) ([]store.Point, e
 		return nil, fmt.Errorf("device %q: %w", q.Device, api.ErrNotFound)
 	}
 	var found []store.Point
+	if all = slices.Clone(all); q.Desc {
+		slices.Reverse(all)
+	}
 	for i := range all {
 		if len(found) < q.Limit && q.Matches(&all[i]) {
 			found = append(found, all[i])
 		}
 	}
 	return found, nil
+}
+
+// Buckets fulfils api.Reader.
+func (c *Cluster) Buckets(_ context.Context, q store.Aggregate) ([]store.Bucket, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	b := store.NewBucketer(q)
+	for _, p := range c.points[q.Device] {
+		if !b.Add(&p) {
+			break
+		}
+	}
+	return b.Buckets(), nil
 }
 
 // Devices fulfils api.Reader.
