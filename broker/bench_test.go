@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -102,7 +103,7 @@ func serveBench(kind string) error {
 		if err != nil {
 			return err
 		}
-		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0"}, d, hub)
+		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0", ConnectionsMax: 100_000, SessionsMax: 100_000}, d, hub)
 		if err != nil {
 			return err
 		}
@@ -115,8 +116,73 @@ func serveBench(kind string) error {
 	if _, err := fmt.Println(addr); err != nil {
 		return err
 	}
-	_, err := io.Copy(io.Discard, os.Stdin)
-	return err
+	for in := bufio.NewScanner(os.Stdin); in.Scan(); { // each line asks for the memory
+		if _, err := fmt.Println(memoryInUse(), runtime.NumGoroutine()); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// memoryInUse is what the Go program holds after a collection: heap, stacks, and the
+// runtime's own structures.
+func memoryInUse() uint64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return m.HeapAlloc + m.StackInuse + m.MSpanInuse + m.MCacheInuse + m.OtherSys
+}
+
+// server is a server process of the benchmarks.
+type server struct {
+	addr string
+	pid  int
+	in   io.WriteCloser
+	out  *bufio.Reader
+}
+
+func startServer(b *testing.B, kind string) *server {
+	b.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), serveEnv+"="+kind)
+	cmd.Stderr = os.Stderr
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() {
+		in.Close()
+		if err := cmd.Wait(); err != nil {
+			b.Error(err)
+		}
+	})
+	s := &server{pid: cmd.Process.Pid, in: in, out: bufio.NewReader(out)}
+	addr, err := s.out.ReadString('\n')
+	if err != nil {
+		b.Fatal(err)
+	}
+	s.addr = strings.TrimSpace(addr)
+	return s
+}
+
+// memory asks the server for the bytes it holds and its goroutines.
+func (s *server) memory(b *testing.B) (bytes uint64, goroutines int) {
+	b.Helper()
+	if _, err := io.WriteString(s.in, "memory\n"); err != nil {
+		b.Fatal(err)
+	}
+	if _, err := fmt.Fscanln(s.out, &bytes, &goroutines); err != nil {
+		b.Fatal(err)
+	}
+	return bytes, goroutines
 }
 
 // BenchmarkPublishQoS1 compares the broker, which answers after a commit of 5 ms,
@@ -125,31 +191,8 @@ func serveBench(kind string) error {
 func BenchmarkPublishQoS1(b *testing.B) {
 	for _, kind := range []string{"sluice", "mochi"} {
 		b.Run(kind, func(b *testing.B) {
-			cmd := exec.Command(os.Args[0])
-			cmd.Env = append(os.Environ(), serveEnv+"="+kind)
-			cmd.Stderr = os.Stderr
-			in, err := cmd.StdinPipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			out, err := cmd.StdoutPipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			if err := cmd.Start(); err != nil {
-				b.Fatal(err)
-			}
-			defer func() {
-				in.Close()
-				if err := cmd.Wait(); err != nil {
-					b.Error(err)
-				}
-			}()
-			addr, err := bufio.NewReader(out).ReadString('\n')
-			if err != nil {
-				b.Fatal(err)
-			}
-			load(b, strings.TrimSpace(addr), cmd.Process.Pid)
+			s := startServer(b, kind)
+			load(b, s.addr, s.pid)
 		})
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -123,7 +124,7 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 	case p.ClientIdentifier == "" && (c.version == 3 || c.version == 4 && !p.Clean):
 		return packets.ErrClientIdentifierNotValid
 	}
-	c.client, c.clean = p.ClientIdentifier, p.Clean
+	c.client, c.clean = strings.Clone(p.ClientIdentifier), p.Clean // the packet's string pins the whole CONNECT
 	if c.client == "" {
 		var id [12]byte
 		_, _ = rand.Read(id[:]) // never fails
