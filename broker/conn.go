@@ -54,30 +54,32 @@ type conn struct {
 	socket  socket // nil: the connection keeps its goroutine while it waits
 	left    bool   // the session has been told that this connection ended
 
-	mu         sync.Mutex
-	changed    sync.Cond // room in the wait list, an empty FIFO, the end of the connection
-	fifo       publishList
-	waiting    publishList
-	waitBytes  int64
-	quota      int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts
-	qos2       map[uint16]bool // ids of inbound QoS 2 publishes: false being committed, true answered with PUBREC
-	received   int             // the true ones: exchanges that wait for PUBREL
-	queued     bool            // for in-flight bytes
-	timer      *time.Timer
-	armed      bool
-	submitting bool // the pump is handing publishes over: newer ones must not overtake
-	pumping    bool
-	writing    bool        // the pump is in a write call
-	closing    bool        // nothing more is read
-	silent     bool        // nothing more may be said: the order of answers is broken, or the end has been said
-	dead       bool        // the socket is gone; what was handed over is still awaited
-	over       bool        // everything has ended: no pump may start
-	parked     bool        // nobody reads: the poller or an end wakes the connection
-	alive      *time.Timer // watches the keep-alive of a parked connection
-	cause      packets.Code
-	told       bool // a DISCONNECT is among the bytes written
-	out, spare []byte
-	outAliases map[string]uint16
+	mu          sync.Mutex
+	changed     sync.Cond // room in the wait list, an empty FIFO, the end of the connection
+	fifo        publishList
+	waiting     publishList
+	waitBytes   int64
+	quota       int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts
+	qos2        map[uint16]bool // ids of inbound QoS 2 publishes: false being committed, true answered with PUBREC
+	received    int             // the true ones: exchanges that wait for PUBREL
+	queued      bool            // for in-flight bytes
+	timer       *time.Timer
+	armed       bool
+	submitting  bool // the pump is handing publishes over: newer ones must not overtake
+	pumping     bool
+	writing     bool        // the pump is in a write call
+	closing     bool        // nothing more is read
+	silent      bool        // nothing more may be said: the order of answers is broken, or the end has been said
+	dead        bool        // the socket is gone; what was handed over is still awaited
+	over        bool        // everything has ended: no pump may start
+	parked      bool        // nobody reads: the poller or an end wakes the connection
+	alive       *time.Timer // watches the keep-alive of a parked connection
+	cause       packets.Code
+	told        bool // a DISCONNECT is among the bytes written
+	out, spare  []byte
+	shared      []insert // payloads that many subscribers wait for, in their places in out
+	sharedBytes int
+	outAliases  map[string]uint16
 }
 
 func newConn(b *Broker, nc net.Conn) *conn {
@@ -115,7 +117,7 @@ func (c *conn) send(p []byte) error {
 		return net.ErrClosed
 	}
 	c.out = append(c.out, p...)
-	if len(c.out) > 2*c.b.cfg.OutBytesMax {
+	if c.outBytesLocked() > 2*c.b.cfg.OutBytesMax {
 		c.failLocked(codeSlow)
 	}
 	c.kickLocked()
@@ -134,3 +136,6 @@ func (c *conn) kickLocked() {
 	c.b.running.Add(1)
 	go c.pump()
 }
+
+// outBytesLocked is what waits for the socket.
+func (c *conn) outBytesLocked() int { return len(c.out) + c.sharedBytes }

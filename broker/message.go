@@ -75,7 +75,7 @@ func (c *conn) publishLocked(o *outgoing, now time.Time) (bool, string) {
 	if c.silent || c.dead {
 		return false, "closed"
 	}
-	if o.qos == 0 && len(c.out)+len(o.m.Payload) > c.b.cfg.OutBytesMax {
+	if o.qos == 0 && c.outBytesLocked()+len(o.m.Payload) > c.b.cfg.OutBytesMax {
 		return false, "slow"
 	}
 	start := len(c.out)
@@ -108,13 +108,18 @@ func (c *conn) publishLocked(o *outgoing, now time.Time) (bool, string) {
 	if c.version == 5 {
 		c.out = append(appendVarint(c.out, len(props)), props...)
 	}
-	c.out = append(c.out, o.m.Payload...)
-	if c.packetMax > 0 && len(c.out)-start > int(c.packetMax) {
+	if c.packetMax > 0 && len(c.out)-start+len(o.m.Payload) > int(c.packetMax) {
 		c.out = c.out[:start]
 		if fresh {
 			delete(c.outAliases, o.m.Topic)
 		}
 		return false, "too_large"
+	}
+	if len(o.m.Payload) < sharedBytesMin {
+		c.out = append(c.out, o.m.Payload...)
+	} else {
+		c.shared = append(c.shared, insert{len(c.out), o.m.Payload})
+		c.sharedBytes += len(o.m.Payload)
 	}
 	c.kickLocked()
 	return true, ""

@@ -1,6 +1,8 @@
 package broker
 
 import (
+	"bytes"
+	"net"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -23,8 +25,8 @@ func (c *conn) pump() {
 		c.mu.Lock()
 		c.submitting = false
 		answered, admitted = c.settleLocked(answered, admitted)
-		out := c.out
-		c.out, c.spare = c.spare[:0], nil
+		out, shared := c.out, c.shared
+		c.out, c.spare, c.shared, c.sharedBytes = c.spare[:0], nil, nil, 0
 		if len(answered)+len(admitted)+len(out) == 0 {
 			c.pumping = false
 			if c.parked {
@@ -46,7 +48,7 @@ func (c *conn) pump() {
 		}
 		c.routeBefore(answered)
 		if len(out) > 0 {
-			c.write(out, dead)
+			c.write(out, shared, dead)
 		}
 		c.conclude(answered)
 	}
@@ -78,11 +80,11 @@ func (c *conn) settleLocked(answered, admitted []*publish) ([]*publish, []*publi
 	return answered, admitted
 }
 
-func (c *conn) write(out []byte, dead bool) {
+func (c *conn) write(out []byte, shared []insert, dead bool) {
 	var err error
 	if !dead {
 		c.b.metrics.writes.Inc()
-		_, err = c.Conn.Write(out)
+		err = writeWith(c.Conn, out, shared)
 	}
 	c.mu.Lock()
 	c.writing = false
@@ -95,6 +97,41 @@ func (c *conn) write(out []byte, dead bool) {
 	}
 	c.changed.Broadcast()
 	c.mu.Unlock()
+}
+
+// sharedBytesMin is from which length on a payload is written from where it is, and
+// not copied for each subscriber: below it an element of the vector costs more.
+const sharedBytesMin = 512
+
+// insert is a payload to be written at a place of a buffer. It belongs to its message,
+// which nobody changes.
+type insert struct {
+	at   int
+	body []byte
+}
+
+// writeWith writes out with the inserts in their places, in one system call where the
+// carrier is a plain socket. Others copy in any case: into records or frames.
+func writeWith(nc net.Conn, out []byte, inserts []insert) error {
+	if len(inserts) == 0 {
+		_, err := nc.Write(out)
+		return err
+	}
+	vector := make(net.Buffers, 0, 2*len(inserts)+1)
+	from := 0
+	for _, in := range inserts {
+		vector = append(vector, out[from:in.at], in.body)
+		from = in.at
+	}
+	if from < len(out) {
+		vector = append(vector, out[from:])
+	}
+	if _, ok := nc.(*net.TCPConn); !ok {
+		_, err := nc.Write(bytes.Join(vector, nil))
+		return err
+	}
+	_, err := vector.WriteTo(nc)
+	return err
 }
 
 // routeBefore routes what its publisher may rely on as soon as it has the answer: a
@@ -167,7 +204,7 @@ func (c *conn) finish() {
 			t.Stop()
 		}
 	}
-	c.out, c.spare, c.aliases, c.outAliases, c.qos2 = nil, nil, nil, nil, nil
+	c.out, c.spare, c.shared, c.aliases, c.outAliases, c.qos2 = nil, nil, nil, nil, nil, nil
 }
 
 // linger lets the client read the last bytes before the socket goes away.
