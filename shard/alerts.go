@@ -66,6 +66,16 @@ func (a *alerts) changes() []telemetry.Anomaly {
 	return out
 }
 
+// all copies the list, sorted by id.
+func (a *alerts) all() []telemetry.Anomaly {
+	out := make([]telemetry.Anomaly, len(a.list))
+	for i := range a.list {
+		out[i] = a.list[i].Anomaly
+	}
+	slices.SortFunc(out, func(x, y telemetry.Anomaly) int { return strings.Compare(x.ID, y.ID) })
+	return out
+}
+
 // settle forgets the changes up to an index, which a flush has taken along.
 func (a *alerts) settle(to uint64) {
 	for i := range a.list {

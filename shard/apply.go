@@ -62,7 +62,7 @@ func (m *machine) applyMessages(index, term uint64, data []byte, b *block.Block)
 		o := m.applyMessage(index, i, b, p)
 		if o == telemetry.Applied {
 			m.counts.Applied++
-			p.messages++
+			p.messages[laneOf(&b.Messages[i])]++
 		} else if outcomes == nil {
 			outcomes = make([]telemetry.Outcome, len(b.Messages))
 			for k := range i {
@@ -217,6 +217,15 @@ func (m *machine) applyAttributes(index uint64, d *device, e *block.Entry, b *bl
 	}
 }
 
+// laneOf is the lane of a message's rows; one without readings has none, and is
+// live.
+func laneOf(e *block.Entry) telemetry.Lane {
+	if !e.NoTime && e.Readings.To > e.Readings.From && e.Time < e.Received-lateAfter {
+		return telemetry.LaneLate
+	}
+	return telemetry.LaneLive
+}
+
 // applyReadings scores what is new and moves the latest values.
 func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entry, b *block.Block, p *pendingBlock) {
 	base := telemetry.Quality(0)
@@ -235,7 +244,8 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 		if k.drop {
 			continue
 		}
-		p.rows++
+		k.lane = laneOf(e)
+		p.rows[k.lane]++
 		rd := &b.Readings[i]
 		k.quality = base
 		if rd.Value.Kind == telemetry.KindBool {

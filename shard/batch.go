@@ -12,12 +12,15 @@ import (
 )
 
 // batch compacts pending blocks: repeats out, dictionaries sorted, rows sorted
-// by device, sensor, time and log order.
-func (f *flusher) batch(from, to uint64, blocks []*pendingBlock) (*telemetry.Batch, error) {
+// by device, sensor, time and log order. want chooses among the readings.
+func (f *flusher) batch(from, to uint64, blocks []*pendingBlock, want func(mark) bool) (*telemetry.Batch, error) {
 	g := gatherer{devices: newDictionary(), sensors: newDictionary()}
 	for _, p := range blocks {
-		g.rows = slices.Grow(g.rows, int(p.rows))
+		g.rows = slices.Grow(g.rows, p.allRows())
 		err := f.eachReading(p, &g.block, func(e *block.Entry, rd *block.Reading, k mark) {
+			if !want(k) {
+				return
+			}
 			g.rows = append(g.rows, telemetry.Row{
 				Time: e.Time, Received: e.Received, Value: rd.Value.Float64(),
 				Device: g.devices.of(g.block.Devices[e.Device]), Sensor: g.sensors.of(g.block.Sensors[rd.Sensor]),
@@ -63,6 +66,21 @@ func (g *gatherer) sorted() []telemetry.Row {
 		from = to
 	}
 	return g.rows
+}
+
+const dayMicros = 24 * 3600 * 1_000_000
+
+// byDay brings the rows of one day (UTC) together and keeps their order: chunks
+// of the database are whole days, and each is opened once.
+func byDay(rows []telemetry.Row) {
+	day := func(r *telemetry.Row) int64 {
+		d := r.Time / dayMicros
+		if r.Time%dayMicros < 0 {
+			d--
+		}
+		return d
+	}
+	slices.SortStableFunc(rows, func(a, b telemetry.Row) int { return cmp.Compare(day(&a), day(&b)) })
 }
 
 // countingSort copies src to dst in the order of key, which is below n.
@@ -112,43 +130,50 @@ func (d *dictionary) sort() []string {
 	return sorted
 }
 
+// bothLanes chooses every reading.
+func bothLanes(mark) bool { return true }
+
 // eachReading calls fn for every reading of a pending block that becomes a row.
 func (f *flusher) eachReading(p *pendingBlock, b *block.Block, fn func(*block.Entry, *block.Reading, mark)) error {
-	if p.rows == 0 {
+	if p.allRows() == 0 {
 		return nil
 	}
 	data, err := f.shard.fsm.blockData(p)
 	if err != nil {
 		return err
 	}
+	marks, err := f.shard.fsm.blockMarks(p)
+	if err != nil {
+		return err
+	}
 	if err := b.Decode(data); err != nil {
 		return fmt.Errorf("decode pending block %d: %w", p.index, err)
 	}
-	if len(b.Readings) != len(p.marks) {
-		return fmt.Errorf("pending block %d has %d readings, %d are marked", p.index, len(b.Readings), len(p.marks))
+	if len(b.Readings) != len(marks) {
+		return fmt.Errorf("pending block %d has %d readings, %d are marked", p.index, len(b.Readings), len(marks))
 	}
 	for i := range b.Messages {
 		e := &b.Messages[i]
 		for k := e.Readings.From; k < e.Readings.To; k++ {
-			if !p.marks[k].drop {
-				fn(e, &b.Readings[k], p.marks[k])
+			if !marks[k].drop {
+				fn(e, &b.Readings[k], marks[k])
 			}
 		}
 	}
 	return nil
 }
 
-// pendingPoints answers a query from blocks above an index.
-func (f *flusher) pendingPoints(blocks []*pendingBlock, above uint64, q store.Query) ([]store.Point, error) {
+// pendingPoints answers a query from what a store with these watermarks lacks.
+func (f *flusher) pendingPoints(blocks []*pendingBlock, at telemetry.Watermarks, q store.Query) ([]store.Point, error) {
 	var out []store.Point
 	var b block.Block
 	names := newDictionary()
 	for _, p := range blocks {
-		if p.index <= above {
+		if !p.lacks(at) {
 			continue
 		}
 		err := f.eachReading(p, &b, func(e *block.Entry, rd *block.Reading, k mark) {
-			if b.Devices[e.Device] != q.Device {
+			if b.Devices[e.Device] != q.Device || p.index <= at[k.lane] {
 				return
 			}
 			pt := store.Point{Time: e.Time, Received: e.Received, Sensor: b.Sensors[rd.Sensor], Value: rd.Value.Float64(), Score: k.score, Quality: k.quality}
@@ -163,6 +188,11 @@ func (f *flusher) pendingPoints(blocks []*pendingBlock, above uint64, q store.Qu
 	}
 	slices.SortFunc(out, func(a, b store.Point) int { return q.Compare(&a, &b) })
 	return out, nil
+}
+
+// lacks reports whether a store with these watermarks lacks rows of the block.
+func (p *pendingBlock) lacks(at telemetry.Watermarks) bool {
+	return p.rows[telemetry.LaneLive] > 0 && p.index > at[telemetry.LaneLive] || p.rows[telemetry.LaneLate] > 0 && p.index > at[telemetry.LaneLate]
 }
 
 // mergePoints merges two answers to a query and cuts the result at its limit. A

@@ -46,7 +46,7 @@ func TestBatchIsCanonicalAndReadsBackFromTheStore(t *testing.T) {
 	f := &flusher{shard: &Shard{id: 3, fsm: &fsm{machine: r.machine}}}
 	want := map[string][]store.Point{}
 	for _, d := range devices {
-		if want[d], err = f.pendingPoints(r.pending.blocks, 0, queryAll(d)); err != nil {
+		if want[d], err = f.pendingPoints(r.pending.blocks, telemetry.Watermarks{}, queryAll(d)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -55,7 +55,7 @@ func TestBatchIsCanonicalAndReadsBackFromTheStore(t *testing.T) {
 			t.Fatal(got)
 		}
 		d := r.pending.decided[len(r.pending.decided)-1]
-		b, err := f.batch(d.from, d.to, r.pending.between(d.from, d.to))
+		b, err := f.batch(d.from, d.to, r.pending.between(d.from, d.to), bothLanes)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -80,7 +80,7 @@ func TestRowsOfOneSeriesAndTimeKeepTheOrderOfTheLog(t *testing.T) {
 	r.block(message("d1", epoch2026, 3), message("d1", epoch2026+1, 9), message("d1", epoch2026, 2))
 	r.block(message("d1", epoch2026, 1))
 	f := &flusher{shard: &Shard{id: 3, fsm: &fsm{machine: r.machine}}}
-	b, err := f.batch(0, 2, r.pending.blocks)
+	b, err := f.batch(0, 2, r.pending.blocks, bothLanes)
 	if err != nil {
 		t.Fatal(err)
 	}

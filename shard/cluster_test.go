@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/store/parquet"
+	"github.com/sluice-iot/sluice/store/postgres"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
 	"github.com/sluice-iot/sluice/wal"
@@ -34,6 +35,9 @@ type testCluster struct {
 	t      *testing.T
 	shards uint32
 	nodes  []*testNode
+	// url of a node's database; nil is the embedded store.
+	database func(n *testNode) string
+	flush    FlushConfig
 
 	mu    sync.Mutex
 	addrs map[string]string
@@ -45,6 +49,7 @@ type testNode struct {
 	dir    string
 	log    *wal.Log
 	files  *parquet.Store
+	db     *postgres.DB
 	mux    *mux.Mux
 	host   *Host
 	router *Router
@@ -89,7 +94,7 @@ func newPausableCluster(t *testing.T, nodes int, shards uint32) *testCluster {
 }
 
 func makeTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
-	c := &testCluster{t: t, shards: shards, addrs: map[string]string{}}
+	c := &testCluster{t: t, shards: shards, addrs: map[string]string{}, flush: FlushConfig{Interval: 300 * time.Millisecond, RowsMax: 2000}}
 	for i := range nodes {
 		n := &testNode{c: c, peer: fmt.Sprintf("n%d.0000000%d", i, i+1), dir: t.TempDir(), gate: newGate()}
 		c.nodes = append(c.nodes, n)
@@ -179,8 +184,16 @@ func (n *testNode) start() {
 	var err error
 	n.log, err = wal.Open(quiet(), nil, wal.Config{Dir: filepath.Join(n.dir, "wal"), Node: n.peer, SegmentBytes: 1 << 20})
 	must(err)
-	n.files, err = parquet.Open(quiet(), nil, parquet.Config{Dir: filepath.Join(n.dir, "store")})
-	must(err)
+	stores := Stores{}
+	if n.c.database != nil {
+		n.db, err = postgres.Open(quiet(), nil, postgres.Config{URL: n.c.database(n), Cluster: func() string { return "c1" }})
+		must(err)
+		stores.Shared = n.db
+	} else {
+		n.files, err = parquet.Open(quiet(), nil, parquet.Config{Dir: filepath.Join(n.dir, "store")})
+		must(err)
+		stores.Local = testFiles{n.files}
+	}
 	n.mux, err = mux.New(quiet(), nil, mux.Config{Self: n.peer, Listen: "127.0.0.1:0", Secret: []byte("a secret of the tests, long enough")}, n)
 	must(err)
 	n.c.mu.Lock()
@@ -188,11 +201,11 @@ func (n *testNode) start() {
 	n.c.mu.Unlock()
 	n.host, err = OpenHost(quiet(), nil, HostConfig{
 		Self: n.peer, Dir: filepath.Join(n.dir, "shards"), FlushesMax: 2,
-		Flush:  FlushConfig{Interval: 300 * time.Millisecond, RowsMax: 2000},
+		Flush:  n.c.flush,
 		Limits: Limits{SnapshotLogBytes: 32 << 10, TrailingLogs: 8},
 	}, Deps{
 		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
-		Stores: Stores{Local: testFiles{n.files}}, Detector: testDetector(), Emit: func([]Event) {},
+		Stores: stores, Detector: testDetector(), Emit: func([]Event) {},
 	})
 	must(err)
 	n.router = NewRouter(n.host, n, n.c)
@@ -206,7 +219,9 @@ func (n *testNode) start() {
 	}
 	must(n.host.Reconcile(n.c.table()))
 	n.done.Go(func() { n.host.Run(ctx, n.router) })
-	n.done.Go(func() { n.fetch(ctx) })
+	if n.files != nil {
+		n.done.Go(func() { n.fetch(ctx) })
+	}
 }
 
 func (n *testNode) serve(ctx context.Context) {
@@ -258,7 +273,12 @@ func (n *testNode) kill() {
 	err := n.host.Close()
 	err = errors.Join(err, n.mux.Close())
 	n.done.Wait()
-	if err := errors.Join(err, n.log.Close(), n.files.Close()); err != nil {
+	if n.db != nil {
+		err = errors.Join(err, n.db.Close())
+	} else {
+		err = errors.Join(err, n.files.Close())
+	}
+	if err := errors.Join(err, n.log.Close()); err != nil {
 		n.c.t.Errorf("stop %s: %v", n.peer, err)
 	}
 	n.mux = nil
@@ -278,11 +298,12 @@ func (s testFiles) Digest(id telemetry.ShardID, from, to uint64) ([16]byte, bool
 
 // publisher is a client with a ledger: it knows what was acknowledged.
 type publisher struct {
-	c      *testCluster
-	id     telemetry.ShardID
-	device string
-	seq    uint64
-	acked  int
+	c        *testCluster
+	id       telemetry.ShardID
+	device   string
+	seq      uint64
+	acked    int
+	received int64 // the latest time of receipt
 }
 
 func (c *testCluster) publisher(id telemetry.ShardID) *publisher {
@@ -306,6 +327,7 @@ func (p *publisher) publish(blocks int) {
 		data := encode(p.c.t, block.Header{Origin: "n7.0000000f", Epoch: 1, Seq: p.seq, Shard: p.id}, ms...)
 		p.send(data)
 		p.acked += len(ms)
+		p.received = max(p.received, ms[9].Received)
 	}
 }
 

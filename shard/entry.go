@@ -4,6 +4,7 @@ import (
 	"fmt"
 
 	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // EntryKind names what an entry of the log is. A block of telemetry is stored
@@ -86,9 +87,9 @@ func decodeFlush(r *wire.Reader) (e flushEntry, err error) {
 	return e, r.Err()
 }
 
-// flushedEntry says that the shared database holds everything up to To.
-func flushedEntry(to uint64) []byte {
-	return wire.AppendUint(appendControl(nil, EntryFlushed), to)
+// flushedEntry says that the shared database holds everything of a lane up to to.
+func flushedEntry(lane telemetry.Lane, to uint64) []byte {
+	return wire.AppendUint(wire.AppendUint(appendControl(nil, EntryFlushed), uint64(lane)), to)
 }
 
 func quarantineRemoveEntry(ids []uint64) []byte {

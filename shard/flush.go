@@ -2,8 +2,8 @@ package shard
 
 import (
 	"context"
-	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-iot/sluice/store"
@@ -49,8 +49,25 @@ type Stores struct {
 
 // FlushConfig says when a shard flushes.
 type FlushConfig struct {
-	Interval time.Duration // the oldest reading waits this long at most (embedded 30 s, database 1 s)
+	Interval time.Duration // the oldest reading waits this long at most (embedded 5 min, database 1 s)
 	RowsMax  int           // a flush holds about this many rows; reaching it flushes at once (default 100,000)
+
+	// Retain is how long what a database has committed stays in the log, so that
+	// one that fails over to a replica without its tail can be refilled; default
+	// 15 min of flushing, however long it is interrupted.
+	Retain time.Duration
+	// RetainBytes bounds that per shard; default 1 GiB of log.
+	RetainBytes int64
+}
+
+func (c FlushConfig) withDefaults() FlushConfig {
+	if c.Retain == 0 {
+		c.Retain = retainDefault
+	}
+	if c.RetainBytes == 0 {
+		c.RetainBytes = retainBytesDefault
+	}
+	return c
 }
 
 // decidedMax is how many decided ranges may wait for the disk before the leader
@@ -63,17 +80,33 @@ const writtenMax = 8
 
 // flusher moves a shard's rows from the log to the store. On every replica it
 // writes decided ranges to the local store; on the leader of a shard whose
-// store is shared it writes and moves the watermark.
+// store is shared it writes and moves the watermarks.
 type flusher struct {
 	shard   *Shard
 	cfg     FlushConfig
 	stores  Stores
-	slots   chan struct{} // the node's flushes at once
+	turns   *turns
 	signal  chan struct{}
 	since   time.Time // when the rows now pending began to wait, as the leader saw it
 	written []writtenRange
 	retry   time.Duration // pause after an error; 0 after success
 	floors  []floorSample // shared store: watermarks of the last minutes, oldest first
+	lanes   [telemetry.Lanes]lane
+
+	marksMax   atomic.Int64
+	spill      spill
+	spillBytes atomic.Int64 // of spill, for others
+}
+
+// turns are a node's flushes at once.
+type turns struct {
+	any    chan struct{} // gathering and writing; of a shared database the live lanes
+	late   chan struct{} // the late lanes: one at a time
+	liveAt atomic.Int64  // when a live lane was last written, Unix nanoseconds
+}
+
+func newTurns(n int) *turns {
+	return &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1)}
 }
 
 type writtenRange struct {
@@ -81,22 +114,34 @@ type writtenRange struct {
 	digest [16]byte
 }
 
-func newFlusher(s *Shard, cfg FlushConfig, st Stores, slots chan struct{}) flusher {
-	return flusher{shard: s, cfg: cfg, stores: st, slots: slots, signal: make(chan struct{}, 1)}
+func newFlusher(s *Shard, cfg FlushConfig, st Stores, t *turns, dir string) *flusher {
+	f := &flusher{shard: s, cfg: cfg.withDefaults(), stores: st, turns: t, signal: make(chan struct{}, 1), spill: spill{dir: dir}}
+	f.marksMax.Store(marksMax)
+	for i := range f.lanes {
+		f.lanes[i] = lane{lane: telemetry.Lane(i), signal: make(chan struct{}, 1)}
+	}
+	return f
 }
 
 func (f *flusher) wake() {
+	if f.stores.Shared != nil {
+		for i := range f.lanes {
+			f.lanes[i].wake()
+		}
+		return
+	}
 	select {
 	case f.signal <- struct{}{}:
 	default:
 	}
 }
 
-// due reports the range that should be flushed now.
+// due reports the range that should be decided now.
 func (f *flusher) due(now time.Time) (from, to uint64, ok bool) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	rows, from, to, decided := m.pending.rows, m.pending.watermark, m.pending.last(), len(m.pending.decided)
+	p := &m.pending
+	rows, from, to, decided := p.waiting(), p.watermarks[telemetry.LaneLive], p.last(), len(p.decided)
 	m.mu.Unlock()
 	// A range without rows is flushed too: repeats and refuse must not hold on to
 	// the log for ever.
@@ -111,17 +156,17 @@ func (f *flusher) due(now time.Time) (from, to uint64, ok bool) {
 	if decided >= decidedMax || !full && now.Sub(f.since) < f.cfg.Interval {
 		return 0, 0, false
 	}
-	return from, f.limit(from, to), true
+	return from, f.limit(from, to, f.cfg.RowsMax, (*pendingBlock).allRows), true
 }
 
-// limit cuts a range so that it holds about RowsMax rows, a block at least.
-func (f *flusher) limit(from, to uint64) uint64 {
+// limit cuts a range so that it holds about rowsMax rows, a block at least.
+func (f *flusher) limit(from, to uint64, rowsMax int, rows func(*pendingBlock) int) uint64 {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	rows := 0
+	n := 0
 	for _, b := range m.pending.between(from, to) {
-		if rows += int(b.rows); rows >= f.cfg.RowsMax {
+		if n += rows(b); n >= rowsMax {
 			return b.index
 		}
 	}
@@ -155,6 +200,8 @@ func (f *flusher) decide(ctx context.Context, now time.Time) {
 // flushRetryMax bounds the pause between attempts at a store that fails.
 const flushRetryMax = 5 * time.Second
 
+// run flushes to the local store until the shard closes; lanes have goroutines of
+// their own.
 func (f *flusher) run(ctx context.Context) {
 	for {
 		select {
@@ -162,30 +209,23 @@ func (f *flusher) run(ctx context.Context) {
 			return
 		case <-f.signal:
 		}
-		if err := f.flush(ctx); err != nil && ctx.Err() == nil {
-			f.pause(ctx, err)
+		if err := f.flushLocal(ctx); err != nil && ctx.Err() == nil {
+			f.pause(ctx, &f.retry, err)
+			f.wake()
 		} else {
 			f.retry = 0
 		}
 	}
 }
 
-func (f *flusher) pause(ctx context.Context, err error) {
+func (f *flusher) pause(ctx context.Context, retry *time.Duration, err error) {
 	f.shard.metrics.flushErrors.Inc()
 	f.shard.logger.Warn("flush: the log keeps the rows, trying again", "err", err)
-	f.retry = min(max(2*f.retry, 100*time.Millisecond), flushRetryMax)
+	*retry = min(max(2**retry, 100*time.Millisecond), flushRetryMax)
 	select {
 	case <-ctx.Done():
-	case <-time.After(f.retry):
-		f.wake()
+	case <-time.After(*retry):
 	}
-}
-
-func (f *flusher) flush(ctx context.Context) error {
-	if f.stores.Local != nil {
-		return f.flushLocal(ctx)
-	}
-	return f.flushShared(ctx)
 }
 
 // flushLocal writes the decided ranges in their order.
@@ -211,15 +251,15 @@ func (f *flusher) writeLocal(ctx context.Context, r *flushRange, blocks []*pendi
 	start := time.Now()
 	digest, ok := f.stores.Local.Digest(f.shard.id, r.from, r.to)
 	if !ok {
-		if err := f.slot(ctx); err != nil {
+		if err := f.turn(ctx, f.turns.any); err != nil {
 			return err
 		}
-		b, err := f.batch(r.from, r.to, blocks)
+		b, err := f.batch(r.from, r.to, blocks, bothLanes)
 		if err == nil {
 			b.Messages, b.Updates, b.Anomalies = r.messages, r.updates, r.anomalies
 			digest, err = f.stores.Local.Write(ctx, b)
 		}
-		<-f.slots
+		<-f.turns.any
 		if err != nil {
 			return fmt.Errorf("write rows %d..%d of shard %d: %w", r.from, r.to, f.shard.id, err)
 		}
@@ -246,93 +286,12 @@ func (f *flusher) compare(r *flushRange) {
 	}
 }
 
-// slot waits for the node's turn to flush.
-func (f *flusher) slot(ctx context.Context) error {
+// turn waits for the node's turn to flush.
+func (f *flusher) turn(ctx context.Context, kind chan struct{}) error {
 	select {
-	case f.slots <- struct{}{}:
+	case kind <- struct{}{}:
 		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-}
-
-// flushShared commits what is due to the database, as the leader.
-func (f *flusher) flushShared(ctx context.Context) error {
-	for ctx.Err() == nil {
-		term := f.shard.readable.Load()
-		if term == 0 {
-			return nil
-		}
-		from, to, ok := f.due(time.Now())
-		if !ok {
-			return nil
-		}
-		if err := f.writeShared(ctx, term, from, to); err != nil {
-			return err
-		}
-		f.since = time.Time{}
-	}
-	return nil
-}
-
-func (f *flusher) writeShared(ctx context.Context, term, from, to uint64) error {
-	if err := f.slot(ctx); err != nil {
-		return err
-	}
-	defer func() { <-f.slots }()
-	start := time.Now()
-	m := f.shard.fsm.machine
-	m.mu.Lock()
-	blocks := append([]*pendingBlock(nil), m.pending.between(from, to)...)
-	updates, anomalies := m.changes()
-	m.mu.Unlock()
-	b, err := f.batch(from, to, blocks)
-	if err != nil {
-		return fmt.Errorf("gather rows %d..%d: %w", from, to, err)
-	}
-	b.Term, b.Updates, b.Anomalies = term, updates, anomalies
-	for _, p := range blocks {
-		b.Messages += uint64(p.messages)
-	}
-	committed := to
-	if err := f.stores.Shared.Write(ctx, b); err != nil {
-		if committed, err = f.uncertain(ctx, from, err); err != nil {
-			return err
-		}
-	} else {
-		f.shard.metrics.flushed(len(b.Rows), time.Since(start))
-	}
-	if _, err := f.shard.Call(ctx, flushedEntry(committed)); err != nil {
-		return fmt.Errorf("record watermark %d: %w", committed, err)
-	}
-	return nil
-}
-
-// uncertain finds out what became of a write that failed: the watermark in the
-// database is the only truth.
-func (f *flusher) uncertain(ctx context.Context, from uint64, cause error) (uint64, error) {
-	var w *store.WatermarkError
-	have := uint64(0)
-	if errors.As(cause, &w) {
-		have = w.Have
-	} else {
-		at, err := f.stores.Shared.Watermarks(ctx, f.shard.id)
-		if err != nil {
-			return 0, errors.Join(cause, err)
-		}
-		have = at[telemetry.LaneLive]
-	}
-	m := f.shard.fsm.machine
-	m.mu.Lock()
-	last := m.index
-	m.mu.Unlock()
-	switch {
-	case have == from:
-		return 0, cause
-	case have < from:
-		return 0, fmt.Errorf("the database holds shard %d up to %d, but %d was committed there: it has lost rows, restore it: %w", f.shard.id, have, from, cause)
-	case have > last:
-		return 0, fmt.Errorf("the database holds shard %d up to %d, beyond its log's %d: it belongs to another cluster, point the configuration at an empty one: %w", f.shard.id, have, last, cause)
-	}
-	return have, nil
 }

@@ -101,13 +101,13 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 			return
 		}
 		m.apply(m.index+1, m.term, next)
-		m.apply(m.index+1, m.term, flushEntry{From: m.pending.watermark, To: m.index}.encode())
+		m.apply(m.index+1, m.term, flushEntry{From: m.pending.watermarks[0], To: m.index}.encode())
 		for i := range m.registry.devices.n {
 			m.describe(i, true)
 		}
 		fl := &flusher{shard: &Shard{fsm: &fsm{machine: m}}}
-		_, _ = fl.pendingPoints(m.pending.blocks, 0, queryAll("d1")) // an error is fine, a panic is not
-		_, _ = fl.batch(0, m.index, m.pending.blocks)
+		_, _ = fl.pendingPoints(m.pending.blocks, telemetry.Watermarks{}, queryAll("d1")) // an error is fine, a panic is not
+		_, _ = fl.batch(0, m.index, m.pending.blocks, bothLanes)
 		_ = m.digest()
 	})
 }
@@ -116,7 +116,8 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 func FuzzApplyNeverFallsOver(f *testing.F) {
 	f.Add(timeEntry(5))
 	f.Add(flushEntry{From: 0, To: 1}.encode())
-	f.Add(flushedEntry(1))
+	f.Add(flushedEntry(telemetry.LaneLive, 1))
+	f.Add(flushedEntry(telemetry.LaneLate, 1))
 	f.Add(quarantineRemoveEntry([]uint64{1, 2}))
 	f.Add(encode(f, block.Header{Origin: "n0.00000001", Epoch: 1, Seq: 2, Shard: 3}, message("d1", epoch2026, 1, 2)))
 	f.Fuzz(func(t *testing.T, entry []byte) {

@@ -112,7 +112,7 @@ type Host struct {
 	metrics *metrics
 	cfg     HostConfig
 	deps    Deps
-	slots   chan struct{}
+	turns   *turns
 
 	mu       sync.RWMutex
 	shards   map[telemetry.ShardID]*hosted
@@ -139,7 +139,7 @@ func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, de
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Host{
 		logger: logger, metrics: newMetrics(reg), cfg: cfg, deps: deps,
-		slots:  make(chan struct{}, cfg.FlushesMax),
+		turns:  newTurns(cfg.FlushesMax),
 		shards: map[telemetry.ShardID]*hosted{}, ctx: ctx, stop: cancel,
 	}
 	h.done.Go(func() { h.keepSnapshots(ctx) })
@@ -179,7 +179,7 @@ func (h *Host) open(r Replica) error {
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: h.deps.Log(group), trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
-		emit: h.deps.Emit, onLead: h.leads, slots: h.slots, ask: h.deps.Ask,
+		emit: h.deps.Emit, onLead: h.leads, turns: h.turns, ask: h.deps.Ask,
 	})
 	if err != nil {
 		if c, ok := trans.(raft.WithClose); ok {

@@ -96,11 +96,11 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 		}
 		return m.applyFlush(e)
 	case EntryFlushed:
-		to := r.Uint()
+		lane, to := r.Uint(), r.Uint()
 		if r.Err() != nil {
 			return fmt.Errorf("decode flushed entry %d: %w", index, r.Err())
 		}
-		return m.applyFlushed(to)
+		return m.applyFlushed(lane, to)
 	case EntryQuarantineRemove:
 		for range r.Count(1) {
 			m.quarantine.remove(r.Uint())
@@ -148,18 +148,31 @@ func (m *machine) applyFlush(e flushEntry) any {
 	return nil
 }
 
-// applyFlushed moves the watermark to what the shared database holds.
-func (m *machine) applyFlushed(to uint64) any {
+// applyFlushed moves a lane's watermark to what the shared database holds.
+func (m *machine) applyFlushed(lane, to uint64) any {
+	if lane >= telemetry.Lanes {
+		return fmt.Errorf("lane %d is not known to this version: upgrade it", lane)
+	}
 	if to >= m.index {
 		return fmt.Errorf("flush up to %d is reported by entry %d, which is not behind it: %w", to, m.index, errFlushStale)
 	}
-	messages, err := m.pending.flushed(to)
-	if err != nil {
-		return err
+	m.counts.Flushed += m.pending.flushed(telemetry.Lane(lane), to)
+	if telemetry.Lane(lane) == telemetry.LaneLive {
+		m.settle(to)
 	}
-	m.counts.Flushed += messages
-	m.settle(to)
 	return nil
+}
+
+// everything lists all devices and listed anomalies as changes would: for a
+// database that has lost some.
+func (m *machine) everything() ([]telemetry.DeviceUpdate, []telemetry.Anomaly) {
+	out := make([]telemetry.DeviceUpdate, 0, m.registry.devices.n)
+	for i := range m.registry.devices.n {
+		d := m.registry.devices.at(i)
+		out = append(out, telemetry.DeviceUpdate{Device: d.id, FirstSeen: d.firstSeen, LastSeen: d.lastSeen, Attributes: m.registry.attributes(d)})
+	}
+	sortUpdates(out)
+	return out, m.alerts.all()
 }
 
 // changes lists the devices and anomalies that changed since the last flush,

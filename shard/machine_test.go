@@ -195,8 +195,8 @@ func TestDeviceThatInventsSensorsIsBounded(t *testing.T) {
 	if r.registry.series.n != seriesMax || len(r.registry.names) != seriesMax {
 		t.Fatalf("%d series and %d names, want %d", r.registry.series.n, len(r.registry.names), seriesMax)
 	}
-	if r.pending.rows != 6*telemetry.SensorsMax {
-		t.Fatalf("%d rows, want all %d", r.pending.rows, 6*telemetry.SensorsMax)
+	if r.pending.waiting() != 6*telemetry.SensorsMax {
+		t.Fatalf("%d rows, want all %d", r.pending.waiting(), 6*telemetry.SensorsMax)
 	}
 }
 
@@ -238,7 +238,7 @@ func TestEntriesOfKindsToComeAreAnsweredAndChangeNothing(t *testing.T) {
 			t.Errorf("entry of kind %d was answered with %v, want a KindError", k, err)
 		}
 	}
-	if r.counts.Applied != 1 || r.pending.rows != 1 {
+	if r.counts.Applied != 1 || r.pending.waiting() != 1 {
 		t.Fatalf("state changed: %+v", r.counts)
 	}
 }
@@ -252,7 +252,7 @@ func TestFlushIsRefusedUnlessItBeginsAtTheWatermarkAndEndsBehindItself(t *testin
 			t.Errorf("%s: got %v, want errFlushStale", name, err)
 		}
 	}
-	if err, _ := r.entry(flushedEntry(99)).(error); !errors.Is(err, errFlushStale) {
+	if err, _ := r.entry(flushedEntry(telemetry.LaneLive, 99)).(error); !errors.Is(err, errFlushStale) {
 		t.Errorf("flushed beyond the log: got %v, want errFlushStale", err)
 	}
 	if got := r.entry(flushEntry{From: 0, To: 1}.encode()); got != nil {

@@ -101,7 +101,7 @@ func (m *model) snapshot(t *rapid.T) {
 
 func (m *model) flush(t *rapid.T) {
 	p := &m.rig.pending
-	e := flushEntry{From: p.watermark, To: p.last()}
+	e := flushEntry{From: p.watermarks[0], To: p.last()}
 	if e.To == e.From {
 		return
 	}
@@ -122,8 +122,8 @@ func (m *model) check(t *rapid.T) {
 	if !slices.Equal(got, m.rows) {
 		t.Fatalf("pending rows %q, want %q", got, m.rows)
 	}
-	if int(m.rig.pending.rows) != len(m.rows) {
-		t.Fatalf("%d rows counted, want %d", m.rig.pending.rows, len(m.rows))
+	if int(m.rig.pending.waiting()) != len(m.rows) {
+		t.Fatalf("%d rows counted, want %d", m.rig.pending.waiting(), len(m.rows))
 	}
 	c := m.rig.counts
 	total := 0
@@ -186,7 +186,7 @@ func TestReplicasAgreeWhereverTheyWereRestored(t *testing.T) {
 			var data []byte
 			switch rapid.IntRange(0, 9).Draw(t, "entry") {
 			case 0:
-				data = flushEntry{From: a.pending.watermark, To: a.pending.last()}.encode()
+				data = flushEntry{From: a.pending.watermarks[0], To: a.pending.last()}.encode()
 			case 1:
 				data = timeEntry(at)
 			case 2:

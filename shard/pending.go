@@ -20,21 +20,40 @@ const pendingDataBytesMax = 8 << 20
 // two leaders decided, the first one won.
 var errFlushStale = errors.New("flush does not begin at the watermark")
 
+// lateAfter is how much earlier than its receipt a reading was measured when it
+// takes the late lane. It is part of what the log means: every replica decides
+// alike.
+const lateAfter = 10 * 60 * 1_000_000 // microseconds
+
 // mark is what apply decided about one reading of a block.
 type mark struct {
 	score   float32
 	quality telemetry.Quality
 	drop    bool // a repeat: never flushed, never shown
+	lane    telemetry.Lane
 }
 
-// pendingBlock is an applied block that the store does not hold yet.
+// pendingBlock is an applied block that the store does not hold yet, or that is
+// kept for a database that might lose it again.
 type pendingBlock struct {
 	index, term uint64
-	data        []byte // nil: read it from the log, unless rows is 0
-	pinned      bool   // came with a snapshot: the log may not have it
-	messages    uint32 // applied
-	rows        uint32 // readings that become rows
-	marks       []mark // one per reading of the block, in its order
+	data        []byte                  // nil: read it from the log, unless there are no rows
+	pinned      bool                    // came with a snapshot: the log may not have it
+	messages    [telemetry.Lanes]uint32 // applied
+	rows        [telemetry.Lanes]uint32 // readings that become rows
+	marks       []mark                  // one per reading of the block, in its order; nil: see spilled
+	spilled     *spillFile
+	offset      int64 // of the marks in spilled
+	readings    int   // marks that are there
+}
+
+// allRows counts the rows of both lanes.
+func (p *pendingBlock) allRows() int {
+	return int(p.rows[telemetry.LaneLive]) + int(p.rows[telemetry.LaneLate])
+}
+
+func (p *pendingBlock) allMessages() uint64 {
+	return uint64(p.messages[telemetry.LaneLive]) + uint64(p.messages[telemetry.LaneLate])
 }
 
 // dropAll marks every reading of a message as a repeat.
@@ -56,30 +75,54 @@ type flushRange struct {
 
 // pending is the part of the log between what is stored and what is applied.
 //
-// Invariants: durable <= watermark <= index of the last entry applied; blocks
-// are ascending and all above durable; the decided ranges are contiguous and
-// end at watermark.
+// Invariants: durable <= watermark of the live lane <= index of the last entry
+// applied; nothing up to durable waits in either lane; blocks are ascending, all
+// above kept, and kept <= durable; the decided ranges are contiguous and end at
+// the watermarks. In the embedded store both lanes have one watermark; in a
+// database each has its own, and that of the late lane stands where its last
+// batch ended, however far the log has gone on without late rows.
 type pending struct {
-	durable   uint64 // the store this replica reads from holds everything up to here
-	watermark uint64 // replicated: decided (embedded) or committed (shared database)
-	blocks    []*pendingBlock
-	decided   []*flushRange
-	rows      uint64 // of blocks above watermark
-	dataBytes int    // of blocks with data that is not pinned
-	forgotten int    // leading blocks whose data went back to the log
+	durable    uint64               // the store this replica reads from holds everything up to here
+	watermarks telemetry.Watermarks // replicated: decided (embedded) or committed (shared database)
+	blocks     []*pendingBlock
+	decided    []*flushRange
+	rows       [telemetry.Lanes]uint64 // of blocks above the lane's watermark
+	newestLate uint64                  // index of the newest block with late rows
+	dataBytes  int                     // of blocks with data that is not pinned
+	forgotten  int                     // leading blocks whose data went back to the log
+	marks      int                     // in memory
+	spilled    int                     // leading blocks whose marks are on disk
+	retain     bool                    // blocks stay until trim, not only until they are stored
+	kept       uint64                  // every block behind it is in blocks
 }
 
 func (p *pending) add(b *pendingBlock) {
 	p.blocks = append(p.blocks, b)
-	p.rows += uint64(b.rows)
+	p.count(b)
 	p.keep(b)
 }
 
+func (p *pending) count(b *pendingBlock) {
+	for lane, n := range b.rows {
+		if b.index > p.watermarks[lane] {
+			p.rows[lane] += uint64(n)
+		}
+	}
+	if b.rows[telemetry.LaneLate] > 0 {
+		p.newestLate = b.index
+	}
+}
+
+// waiting counts the rows of both lanes.
+func (p *pending) waiting() uint64 { return p.rows[telemetry.LaneLive] + p.rows[telemetry.LaneLate] }
+
 // keep accounts for the data of the newest block and lets the oldest go.
 func (p *pending) keep(b *pendingBlock) {
-	if b.rows == 0 {
+	if b.allRows() == 0 {
 		b.data, b.marks = nil, nil // nobody will ever look
 	}
+	b.readings = len(b.marks)
+	p.marks += b.readings
 	if b.pinned {
 		return
 	}
@@ -93,30 +136,30 @@ func (p *pending) keep(b *pendingBlock) {
 	}
 }
 
-// restoreBlock adds a block of a snapshot; only those above the watermark count
-// towards the next flush.
+// restoreBlock adds a block of a snapshot; only those above a lane's watermark
+// count towards its next flush.
 func (p *pending) restoreBlock(b *pendingBlock) error {
 	if b.index <= p.durable || len(p.blocks) > 0 && b.index <= p.blocks[len(p.blocks)-1].index {
 		return fmt.Errorf("pending block %d is out of order", b.index)
 	}
-	p.blocks = append(p.blocks, b)
-	if b.index > p.watermark {
-		p.rows += uint64(b.rows)
-	}
-	p.keep(b)
+	p.add(b)
 	return nil
 }
 
-// last is the index of the newest pending block, or the watermark.
+// last is the index of the newest pending block, or the live watermark.
 func (p *pending) last() uint64 {
+	w := p.watermarks[telemetry.LaneLive]
 	if n := len(p.blocks); n > 0 {
-		return max(p.blocks[n-1].index, p.watermark)
+		return max(p.blocks[n-1].index, w)
 	}
-	return p.watermark
+	return w
 }
 
 // between returns the blocks with from < index <= to.
 func (p *pending) between(from, to uint64) []*pendingBlock {
+	if to <= from {
+		return nil
+	}
 	return p.blocks[p.after(from):p.after(to)]
 }
 
@@ -131,16 +174,19 @@ func (p *pending) after(i uint64) int {
 	return n
 }
 
+// decide takes both lanes of a range to the embedded store.
 func (p *pending) decide(from, to uint64) error {
-	if from != p.watermark || to <= from {
-		return fmt.Errorf("%w: from %d to %d, watermark %d", errFlushStale, from, to, p.watermark)
+	if w := p.watermarks[telemetry.LaneLive]; from != w || to <= from {
+		return fmt.Errorf("%w: from %d to %d, watermark %d", errFlushStale, from, to, w)
 	}
 	f := &flushRange{from: from, to: to}
 	for _, b := range p.between(from, to) {
-		f.messages += uint64(b.messages)
-		p.rows -= uint64(b.rows)
+		f.messages += b.allMessages()
+		for lane, n := range b.rows {
+			p.rows[lane] -= uint64(n)
+		}
 	}
-	p.watermark = to
+	p.watermarks = telemetry.Watermarks{to, to}
 	p.decided = append(p.decided, f)
 	return nil
 }
@@ -150,46 +196,82 @@ func (p *pending) stored(to uint64) {
 	for len(p.decided) > 0 && p.decided[0].to <= to {
 		p.decided = p.decided[1:]
 	}
-	p.release(to)
-	p.durable = max(p.durable, to)
+	p.settled(to)
 }
 
-// flushed moves the watermark to what the shared database has committed and
+// flushed moves a lane's watermark to what the shared database has committed and
 // returns the messages this adds.
-func (p *pending) flushed(to uint64) (messages uint64, err error) {
-	if to <= p.watermark {
-		return 0, nil
+func (p *pending) flushed(lane telemetry.Lane, to uint64) (messages uint64) {
+	from := p.watermarks[lane]
+	if to <= from {
+		return 0
 	}
-	for _, b := range p.between(p.watermark, to) {
-		messages += uint64(b.messages)
-		p.rows -= uint64(b.rows)
+	for _, b := range p.between(from, to) {
+		messages += uint64(b.messages[lane])
+		p.rows[lane] -= uint64(b.rows[lane])
 	}
-	p.watermark = to
-	p.stored(to)
-	return messages, nil
+	p.watermarks[lane] = to
+	p.settled(p.complete())
+	return messages
 }
 
-func (p *pending) release(to uint64) {
+// complete is up to where neither lane has anything to flush.
+func (p *pending) complete() uint64 {
+	live, late := p.watermarks[telemetry.LaneLive], p.watermarks[telemetry.LaneLate]
+	for _, b := range p.between(max(p.durable, late), live) {
+		if b.rows[telemetry.LaneLate] > 0 {
+			return b.index - 1
+		}
+	}
+	return live
+}
+
+// settled notes what is stored for good. What came with a snapshot goes at once:
+// it is not in the log, and would stay in memory.
+func (p *pending) settled(to uint64) {
+	p.durable = max(p.durable, to)
+	if !p.retain {
+		p.trim(p.durable)
+		return
+	}
+	for i := p.after(p.durable) - 1; i >= 0; i-- {
+		if p.blocks[i].pinned {
+			p.trim(p.blocks[i].index)
+			return
+		}
+	}
+}
+
+// trim lets go of stored blocks up to an index.
+func (p *pending) trim(to uint64) {
+	to = min(to, p.durable)
+	if to <= p.kept {
+		return
+	}
+	p.kept = to
 	n := p.after(to)
 	for _, b := range p.blocks[:n] {
 		if !b.pinned {
 			p.dataBytes -= len(b.data)
 		}
+		p.marks -= len(b.marks)
 	}
-	p.forgotten = max(0, p.forgotten-n)
+	p.forgotten, p.spilled = max(0, p.forgotten-n), max(0, p.spilled-n)
 	p.blocks = slices.Delete(p.blocks, 0, n)
 }
 
 // head is the part that append writes, as it is now: a decided range does not
 // change any more.
 func (p *pending) head() pending {
-	return pending{durable: p.durable, watermark: p.watermark, decided: slices.Clone(p.decided)}
+	return pending{durable: p.durable, watermarks: p.watermarks, decided: slices.Clone(p.decided)}
 }
 
 // append writes everything but the blocks, which the snapshot streams.
 func (p *pending) append(b []byte) []byte {
 	b = wire.AppendUint(b, p.durable)
-	b = wire.AppendUint(b, p.watermark)
+	for _, w := range p.watermarks {
+		b = wire.AppendUint(b, w)
+	}
 	b = wire.AppendUint(b, uint64(len(p.decided)))
 	for _, f := range p.decided {
 		b = wire.AppendUint(b, f.to)
@@ -203,8 +285,9 @@ func (p *pending) append(b []byte) []byte {
 }
 
 func (p *pending) decode(r *wire.Reader) error {
-	*p = pending{durable: r.Uint(), watermark: r.Uint()}
-	from := p.durable
+	*p = pending{durable: r.Uint(), watermarks: telemetry.Watermarks{r.Uint(), r.Uint()}, retain: p.retain}
+	p.kept = p.durable
+	from, live := p.durable, p.watermarks[telemetry.LaneLive]
 	for range r.Count(21) {
 		f := &flushRange{from: from, to: r.Uint(), messages: r.Uint(), updates: decodeUpdates(r), anomalies: decodeAnomalies(r), compareTo: r.Uint()}
 		copy(f.compare[:], r.Bytes(len(f.compare)))
@@ -214,43 +297,39 @@ func (p *pending) decode(r *wire.Reader) error {
 		p.decided = append(p.decided, f)
 		from = f.to
 	}
-	if r.Err() == nil && from != p.watermark {
-		return fmt.Errorf("decided flushes end at %d, the watermark is %d", from, p.watermark)
+	switch {
+	case r.Err() != nil:
+		return r.Err()
+	case len(p.decided) > 0 && from != live:
+		return fmt.Errorf("decided flushes end at %d, the watermark is %d", from, live)
+	case p.durable > live:
+		return fmt.Errorf("stored up to %d, the watermark is %d", p.durable, live)
 	}
-	return r.Err()
+	return nil
 }
 
-// appendBlock writes one pending block with its data.
-func (p *pendingBlock) append(b, data []byte) []byte {
+// append writes one pending block with its data and marks.
+func (p *pendingBlock) append(b, data []byte, marks []mark) []byte {
 	b = wire.AppendUint(b, p.index)
 	b = wire.AppendUint(b, p.term)
-	b = wire.AppendUint(b, uint64(p.messages))
-	b = wire.AppendString(b, data)
-	b = wire.AppendUint(b, uint64(len(p.marks)))
-	for _, k := range p.marks {
-		b = wire.AppendFloat(b, float64(k.score))
-		b = append(b, byte(k.quality))
-		b = wire.AppendBool(b, k.drop)
+	for _, n := range p.messages {
+		b = wire.AppendUint(b, uint64(n))
 	}
-	return b
+	b = wire.AppendString(b, data)
+	b = wire.AppendUint(b, uint64(len(marks)))
+	return appendMarks(b, marks)
 }
 
 func decodePendingBlock(r *wire.Reader) *pendingBlock {
-	p := &pendingBlock{index: r.Uint(), term: r.Uint(), messages: uint32(r.Uint()), data: slices.Clone(r.Blob())}
-	n := r.Count(markBytes)
-	p.marks = make([]mark, 0, n)
-	for range n {
-		k := mark{score: float32(r.Float()), quality: telemetry.Quality(r.Byte()), drop: r.Bool()}
+	p := &pendingBlock{index: r.Uint(), term: r.Uint(), messages: [telemetry.Lanes]uint32{uint32(r.Uint()), uint32(r.Uint())}, data: slices.Clone(r.Blob())}
+	p.marks = decodeMarks(r, r.Count(markBytes))
+	for _, k := range p.marks {
 		if !k.drop {
-			p.rows++
+			p.rows[k.lane]++
 		}
-		p.marks = append(p.marks, k)
 	}
 	return p
 }
-
-// markBytes is the size of a mark in a snapshot.
-const markBytes = 8 + 1 + 1
 
 func sortUpdates(u []telemetry.DeviceUpdate) {
 	slices.SortFunc(u, func(a, b telemetry.DeviceUpdate) int { return strings.Compare(a.Device, b.Device) })

@@ -40,7 +40,7 @@ func (r *Replay) Counts() Counts { return r.machine.counts }
 func (r *Replay) EachPending(fn func(*block.Block, *block.Entry, *block.Reading)) error {
 	var b block.Block
 	for _, p := range r.machine.pending.blocks {
-		if p.rows == 0 {
+		if p.allRows() == 0 {
 			continue
 		}
 		if err := b.Decode(r.log[p.index]); err != nil {

@@ -70,7 +70,7 @@ type Shard struct {
 	raft    *raft.Raft
 	fsm     *fsm
 	log     Log
-	flush   flusher
+	flush   *flusher
 
 	proposals chan proposal
 	waiting   chan inFlight
@@ -136,7 +136,7 @@ type replicaDeps struct {
 	det    *anomaly.Detector
 	emit   func([]Event)
 	onLead func(*Shard)
-	slots  chan struct{}
+	turns  *turns
 	ask    Asker
 }
 
@@ -154,7 +154,8 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 	}
 	var running atomic.Pointer[raft.Raft] // raft applies entries before NewRaft returns
 	s.fsm = &fsm{machine: newMachine(cfg.id, deps.det), logs: deps.log}
-	s.flush = newFlusher(s, cfg.flush, deps.stores, deps.slots)
+	s.flush = newFlusher(s, cfg.flush, deps.stores, deps.turns, cfg.snapshots)
+	s.fsm.pending.retain = deps.stores.Shared != nil
 	s.fsm.restored = func(index uint64) {
 		s.snapIndex.Store(index)
 		s.flush.wake() // a snapshot may bring ranges that are decided already
@@ -191,7 +192,14 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 
 func (s *Shard) start() {
 	s.ctx, s.stop = context.WithCancel(context.Background())
-	for _, loop := range []func(context.Context){s.propose, s.answer, s.lead, s.verify, s.flush.run} {
+	loops := []func(context.Context){s.propose, s.answer, s.lead, s.verify, s.flush.run}
+	if s.flush.stores.Shared != nil {
+		for i := range s.flush.lanes {
+			l := &s.flush.lanes[i]
+			loops = append(loops, func(ctx context.Context) { s.flush.runLane(ctx, l) })
+		}
+	}
+	for _, loop := range loops {
 		s.done.Go(func() { loop(s.ctx) })
 	}
 }
@@ -231,6 +239,9 @@ func (s *Shard) lead(ctx context.Context) {
 			}
 		case now := <-tick.C:
 			s.flush.moveFloor(now)
+			if err := s.flush.spillMarks(); err != nil {
+				s.logger.Warn("marks of unflushed readings stay in memory", "err", err)
+			}
 			if s.raft.State() == raft.Leader {
 				s.leaderTick(ctx, now)
 			}
@@ -334,5 +345,6 @@ func (s *Shard) close() error {
 	if err := s.raft.Shutdown().Error(); err != nil {
 		errs = append(errs, fmt.Errorf("stop raft of shard %d: %w", s.id, err))
 	}
+	s.flush.spill.close()
 	return errors.Join(errs...)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 
 	"github.com/hashicorp/raft"
@@ -16,7 +17,7 @@ import (
 
 // A snapshot is: magic, then sections of length and bytes: those of the state,
 // the bookkeeping of the pending part, every pending block, and an empty section.
-const snapshotMagic = "SLSNAP\x00\x02"
+const snapshotMagic = "SLSNAP\x00\x03"
 
 // sectionBytesMax bounds one section; the changes of four decided flushes of a
 // shard with millions of devices stay below it.
@@ -30,7 +31,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{
 		state:   f.view(),
 		pending: f.pending.head(),
-		blocks:  slices.Clone(f.pending.blocks),
+		blocks:  slices.Clone(f.pending.between(f.pending.durable, math.MaxUint64)),
 		fsm:     f,
 	}, nil
 }
@@ -70,7 +71,11 @@ func (s *snapshot) write(w io.Writer) error {
 		if err != nil {
 			return err
 		}
-		buf = b.append(buf[:0], data)
+		marks, err := s.fsm.blockMarks(b)
+		if err != nil {
+			return err
+		}
+		buf = b.append(buf[:0], data, marks)
 		if err := writeSection(bw, buf); err != nil {
 			return err
 		}
@@ -144,6 +149,7 @@ func dropReplaced(log Log, files *raft.FileSnapshotStore) error {
 func (f *fsm) Restore(rc io.ReadCloser) error {
 	defer func() { _ = rc.Close() }() // read to its end; nothing depends on Close
 	fresh := newMachine(f.shard, f.detector)
+	fresh.pending.retain = f.pending.retain
 	if err := fresh.restore(bufio.NewReaderSize(rc, 1<<20), f.inLog); err != nil {
 		return fmt.Errorf("restore snapshot of shard %d: %w", f.shard, err)
 	}
@@ -223,7 +229,7 @@ func (f *fsm) blockData(b *pendingBlock) ([]byte, error) {
 	f.mu.Lock()
 	data := b.data
 	f.mu.Unlock()
-	if data != nil || b.rows == 0 {
+	if data != nil || b.allRows() == 0 {
 		return data, nil
 	}
 	var l raft.Log

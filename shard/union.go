@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
 
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -11,38 +12,57 @@ import (
 
 // A reading is in the store or pending, and moves from one to the other while
 // queries run. Whoever answers takes the pending blocks first and asks the store
-// afterwards up to which index it holds everything: what moved between the two is
-// in both, and is left out of the pending part by its index. So no reading is
-// missed and none comes twice, without a lock over the store.
+// afterwards up to which index it holds everything of each lane: what moved
+// between the two is in both, and is left out of the pending part by its index.
+// So no reading is missed and none comes twice, without a lock over the store.
 
-// unflushed are the blocks that the store may lack, and what it holds for certain.
-// The caller has verified that this replica leads.
-func (f *flusher) unflushed() (durable uint64, blocks []*pendingBlock) {
+// unflushed are the blocks that the store may lack, and what it holds as far as
+// the log knows.
+type unflushed struct {
+	durable uint64
+	at      telemetry.Watermarks
+	blocks  []*pendingBlock
+}
+
+// unflushed looks at what is pending. The caller has verified that this replica
+// leads.
+func (f *flusher) unflushed() unflushed {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	durable = m.pending.durable
-	return durable, append(blocks, m.pending.between(durable, math.MaxUint64)...)
+	p := &m.pending
+	return unflushed{p.durable, p.watermarks, slices.Clone(p.between(p.durable, math.MaxUint64))}
+}
+
+// behind is u for a database that says how far it is. It is usually ahead of what
+// the log knows; one that has lost its tail lacks blocks that are kept for it.
+func (f *flusher) behind(u unflushed, have telemetry.Watermarks) []*pendingBlock {
+	if have[telemetry.LaneLive] >= u.durable && have[telemetry.LaneLate] >= u.at[telemetry.LaneLate] {
+		return u.blocks
+	}
+	m := f.shard.fsm.machine
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.pending.between(min(have[telemetry.LaneLive], have[telemetry.LaneLate]), math.MaxUint64))
 }
 
 // read answers a query from the store and the pending part as one.
 func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error) {
-	covered, blocks := f.unflushed()
+	u := f.unflushed()
 	var stored []store.Point
+	var have telemetry.Watermarks
 	var err error
 	if f.stores.Local != nil {
-		stored, covered, err = f.stores.Local.Read(ctx, f.shard.id, covered, q)
-	} else {
-		// A store may be ahead of what the log knows, never behind: blocks
-		// it holds already are left out of the pending part.
-		var at telemetry.Watermarks
-		stored, at, err = f.stores.Shared.Read(ctx, f.shard.id, q)
-		covered = at[telemetry.LaneLive]
+		var covered uint64
+		stored, covered, err = f.stores.Local.Read(ctx, f.shard.id, u.durable, q)
+		have = telemetry.Watermarks{covered, covered}
+	} else if stored, have, err = f.stores.Shared.Read(ctx, f.shard.id, q); err == nil {
+		u.blocks = f.behind(u, have)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read stored rows of shard %d: %w", f.shard.id, err)
 	}
-	fresh, err := f.pendingPoints(blocks, covered, q)
+	fresh, err := f.pendingPoints(u.blocks, have, q)
 	if err != nil {
 		return nil, err
 	}
@@ -51,20 +71,21 @@ func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error
 
 // aggregate is read for buckets.
 func (f *flusher) aggregate(ctx context.Context, q store.Aggregate) ([]store.Bucket, error) {
-	covered, blocks := f.unflushed()
+	u := f.unflushed()
 	var stored []store.Bucket
+	var have telemetry.Watermarks
 	var err error
 	if f.stores.Local != nil {
-		stored, covered, err = f.stores.Local.Aggregate(ctx, f.shard.id, covered, q)
-	} else {
-		var at telemetry.Watermarks
-		stored, at, err = f.stores.Shared.Aggregate(ctx, f.shard.id, q)
-		covered = at[telemetry.LaneLive]
+		var covered uint64
+		stored, covered, err = f.stores.Local.Aggregate(ctx, f.shard.id, u.durable, q)
+		have = telemetry.Watermarks{covered, covered}
+	} else if stored, have, err = f.stores.Shared.Aggregate(ctx, f.shard.id, q); err == nil {
+		u.blocks = f.behind(u, have)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("aggregate stored rows of shard %d: %w", f.shard.id, err)
 	}
-	points, err := f.pendingPoints(blocks, covered, store.Query{Device: q.Device, Sensor: q.Sensor, From: q.From, To: q.To, Limit: math.MaxInt})
+	points, err := f.pendingPoints(u.blocks, have, store.Query{Device: q.Device, Sensor: q.Sensor, From: q.From, To: q.To, Limit: math.MaxInt})
 	if err != nil {
 		return nil, err
 	}

@@ -38,17 +38,20 @@ type Latest struct {
 
 // ReplicaStatus is how one replica sees its shard.
 type ReplicaStatus struct {
-	Shard        telemetry.ShardID
-	Role         string // leader, voter or nonvoter
-	Leader       string // peer id it knows as leader
-	Term         uint64
-	Committed    uint64
-	Applied      uint64
-	Flushed      uint64 // watermark
-	Durable      uint64 // stored as far as this replica knows
-	BacklogBytes int64  // log behind Durable
-	PendingRows  uint64
-	Digest       uint64 // of the state at Applied; 0 unless asked for
+	Shard           telemetry.ShardID
+	Role            string // leader, voter or nonvoter
+	Leader          string // peer id it knows as leader
+	Term            uint64
+	Committed       uint64
+	Applied         uint64
+	Flushed         uint64 // watermark
+	Durable         uint64 // stored as far as this replica knows
+	BacklogBytes    int64  // log behind Durable
+	PendingRows     uint64
+	LateRows        uint64 // pending in the late lane of a database
+	PendingMessages uint64
+	Lost            string // what a database has lost for good, "" when nothing
+	Digest          uint64 // of the state at Applied; 0 unless asked for
 }
 
 // Devices lists devices behind an id in ascending order.
@@ -185,7 +188,8 @@ func (s *Shard) Status(digest bool) ReplicaStatus {
 	_, leader := s.raft.LeaderWithID()
 	st.Leader = string(leader)
 	m.mu.Lock()
-	st.Flushed, st.Durable, st.PendingRows = m.pending.watermark, m.pending.durable, m.pending.rows
+	st.Flushed, st.Durable, st.PendingRows = m.pending.watermarks[telemetry.LaneLive], m.pending.durable, m.pending.rows[telemetry.LaneLive]
+	st.LateRows, st.PendingMessages = m.pending.rows[telemetry.LaneLate], m.counts.Applied-m.counts.Flushed
 	var v *stateView
 	if digest {
 		v = m.view()
@@ -196,6 +200,7 @@ func (s *Shard) Status(digest bool) ReplicaStatus {
 		v.release()
 	}
 	st.BacklogBytes = s.log.BytesSince(st.Durable)
+	st.Lost = s.flush.lost()
 	return st
 }
 

@@ -56,6 +56,7 @@ type Batch struct {
 	Lane      Lane   // with a shared database; the embedded store takes both at once as LaneLive
 	From, To  uint64 // raft indexes, From exclusive, To inclusive
 	Term      uint64 // term of the leader that flushes; 0 in the embedded store
+	Lost      bool   // nothing but a record that these rows are gone, see dead letters
 	Messages  uint64 // applied messages in the range (the ledger's unit)
 	Devices   []string
 	Sensors   []string

@@ -85,6 +85,9 @@ type StoreConfig struct {
 type FlushConfig struct {
 	Interval time.Duration `yaml:"interval"` // 0: 1m embedded (one file per shard and interval, merged later), 1s with a database
 	RowsMax  int           `yaml:"rows_max"` // rows per batch; reaching it flushes at once
+	// What stays in the log after a database has it, to refill one that loses its tail.
+	Retain    time.Duration `yaml:"retain"`     // of flushing
+	RetainMiB int           `yaml:"retain_mib"` // of log per shard, at most
 }
 
 // WALConfig is the log of the node.
@@ -110,7 +113,7 @@ func defaultConfig() Config {
 			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
 		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
 		Store: StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
-		Flush: FlushConfig{RowsMax: 100_000},
+		Flush: FlushConfig{RowsMax: 100_000, Retain: 15 * time.Minute, RetainMiB: 1024},
 		WAL:   WALConfig{SegmentMiB: 64},
 		Log:   LogConfig{Level: "info"},
 	}
@@ -314,6 +317,12 @@ func (c *Config) Validate() error {
 	}
 	if c.Flush.RowsMax < 1000 || c.Flush.RowsMax > 10_000_000 {
 		problem("flush.rows_max", "is %d: use 1000 to 10000000", c.Flush.RowsMax)
+	}
+	if c.Flush.Retain < time.Second || c.Flush.Retain > 24*time.Hour {
+		problem("flush.retain", "is %v: use 1s to 24h", c.Flush.Retain)
+	}
+	if c.Flush.RetainMiB < 1 || c.Flush.RetainMiB > 1<<20 {
+		problem("flush.retain_mib", "is %d: use 1 to 1048576", c.Flush.RetainMiB)
 	}
 	if c.WAL.SegmentMiB < 1 || c.WAL.SegmentMiB > 1024 {
 		problem("wal.segment_mib", "is %d: use 1 to 1024", c.WAL.SegmentMiB)

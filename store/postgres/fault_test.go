@@ -47,8 +47,8 @@ func settle(t *testing.T, db *DB, b *telemetry.Batch, err error) (stored bool) {
 func TestConnectionCutAnywhere(t *testing.T) {
 	s := server(t)
 	url := s.Database(t)
-	p := newProxy(t, s.Addr())
-	cfg := config(p.url(url))
+	p := pgtest.NewProxy(t, s.Addr())
+	cfg := config(p.URL(url))
 	cfg.Conns = 1
 	db := open(t, cfg)
 	from, rows := uint64(0), int64(0)
@@ -58,12 +58,12 @@ func TestConnectionCutAnywhere(t *testing.T) {
 	b := next()
 	write(t, db, b) // connected, statements prepared
 	from, rows = b.To, rows+int64(len(b.Rows))
-	p.passed.Store(0)
-	p.answered.Store(0)
+	p.Passed.Store(0)
+	p.Answered.Store(0)
 	b = next()
 	write(t, db, b)
 	from, rows = b.To, rows+int64(len(b.Rows))
-	up, down := p.passed.Load(), p.answered.Load()
+	up, down := p.Passed.Load(), p.Answered.Load()
 
 	// Two dozen places over the whole, and every few bytes of the last
 	// statements, where it is decided.
@@ -81,9 +81,9 @@ func TestConnectionCutAnywhere(t *testing.T) {
 	in, out := 0, 0
 	for _, c := range cuts {
 		b := next()
-		p.allow(c.up, c.down)
+		p.Allow(c.up, c.down)
 		err := db.Write(context.Background(), b)
-		p.allow(-1, -1)
+		p.Allow(-1, -1)
 		stored := settle(t, db, b, err)
 		if stored {
 			in++

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // The kinds of dead letters.
@@ -19,6 +21,7 @@ const (
 	kindReading = "reading"
 	kindDevice  = "device"
 	kindAnomaly = "anomaly"
+	kindLost    = "lost" // not refused: an operator has accepted that these entries' rows are gone
 )
 
 const (
@@ -31,6 +34,7 @@ const (
 
 // letter is a row that the database refused.
 type letter struct {
+	batch                       *telemetry.Batch
 	kind, device, state, reason string
 	content                     []byte // JSON
 }
@@ -61,6 +65,7 @@ func (w *writer) sift(ctx context.Context, n int, put func(ctx context.Context, 
 			trust = trust && !(single && s.lo == guess)
 		case single:
 			l := dead(s.lo)
+			l.batch = w.requests[0].batch
 			l.state, l.reason = refused.Code, reason(refused)
 			w.letters = append(w.letters, l)
 		default:
@@ -196,21 +201,30 @@ func bits(f float64) string {
 	return hex.EncodeToString([]byte{byte(u >> 56), byte(u >> 48), byte(u >> 40), byte(u >> 32), byte(u >> 24), byte(u >> 16), byte(u >> 8), byte(u)})
 }
 
+// lostLetter records that a range's rows are gone for good.
+func lostLetter(b *telemetry.Batch) letter {
+	l := newLetter(kindLost, "", map[string]any{"lane": b.Lane.String()})
+	l.batch, l.reason = b, "the database had lost these rows and the log no longer had them; an operator has accepted that"
+	return l
+}
+
 // keepLetters stores what was refused in the same transaction.
 func (w *writer) keepLetters(ctx context.Context) error {
 	for lo := 0; lo < len(w.letters); lo += upsertMax {
 		part := w.letters[lo:min(lo+upsertMax, len(w.letters))]
 		var kinds, devices, states, reasons, contents []string
+		var shards, from, to []int64
 		for i := range part {
 			l := &part[i]
+			shards, from, to = append(shards, int64(l.batch.Shard)), append(from, int64(l.batch.From)), append(to, int64(l.batch.To))
 			kinds, devices, states = append(kinds, l.kind), append(devices, l.device), append(states, l.state)
 			reasons, contents = append(reasons, l.reason), append(contents, string(l.content))
 		}
-		b := w.requests[0].batch
 		if _, err := w.exec(ctx, `insert into dead_letters (cluster, namespace, shard, from_index, to_index, kind, device_id, sqlstate, reason, content)
-			select $1, $2, $3, $4, $5, kind, device_id, sqlstate, reason, content::jsonb
-			from unnest($6::text[], $7::text[], $8::text[], $9::text[], $10::text[]) as l(kind, device_id, sqlstate, reason, content)`,
-			w.cluster, int64(b.Namespace), int64(b.Shard), int64(b.From), int64(b.To), kinds, devices, states, reasons, contents); err != nil {
+			select $1, $2, shard, from_index, to_index, kind, device_id, sqlstate, reason, content::jsonb
+			from unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
+			as l(shard, from_index, to_index, kind, device_id, sqlstate, reason, content)`,
+			w.cluster, int64(w.db.cfg.Namespace), shards, from, to, kinds, devices, states, reasons, contents); err != nil {
 			return fmt.Errorf("store dead letters: %w", err)
 		}
 	}

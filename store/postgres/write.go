@@ -93,8 +93,8 @@ func (db *DB) committed(w *writer, took time.Duration) {
 		db.m.copyRows.Observe(float64(w.rows))
 	}
 	if len(w.letters) > 0 {
-		b := w.requests[0].batch
-		db.logger.Warn("the database refused rows, they are in dead_letters", "shard", b.Shard, "rows", len(w.letters),
+		b := w.letters[0].batch
+		db.logger.Warn("the database refused rows, or has lost some: they are in dead_letters", "shard", b.Shard, "rows", len(w.letters),
 			"from", b.From, "to", b.To, "err", w.letters[0].reason)
 	}
 }
@@ -221,6 +221,11 @@ func (w *writer) fill(ctx context.Context) error {
 		}
 		if err != nil {
 			return fmt.Errorf("store %ss: %w", part.kind, err)
+		}
+	}
+	for _, r := range w.requests {
+		if r.batch.Lost {
+			w.letters = append(w.letters, lostLetter(r.batch))
 		}
 	}
 	return w.keepLetters(ctx)

@@ -56,6 +56,39 @@ func (s *Server) answers() error {
 	}
 }
 
+// Save keeps a copy of all databases as they are now, as a replica that gets
+// nothing from now on would have them. Connections are cut.
+func (s *Server) Save() error {
+	if err := s.Stop(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.saved()); err != nil {
+		return fmt.Errorf("remove the older copy: %w", err)
+	}
+	cmd := s.command(context.Background(), "postgres")
+	cmd.Path, cmd.Args = "/bin/cp", []string{"cp", "-a", s.data(), s.saved()}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("copy the server's data: %w: %s", err, bytes.TrimSpace(out))
+	}
+	return s.Restart()
+}
+
+// FailOver kills the server and starts the copy that Save made in its place.
+func (s *Server) FailOver() error {
+	if err := s.Kill(); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(s.data()); err != nil {
+		return fmt.Errorf("remove the server's data: %w", err)
+	}
+	if err := os.Rename(s.saved(), s.data()); err != nil {
+		return fmt.Errorf("put the copy in its place: %w", err)
+	}
+	return s.Restart()
+}
+
+func (s *Server) saved() string { return filepath.Join(s.dir, "saved") }
+
 // Stop ends the server in order: it closes connections at once and writes its
 // checkpoint ("fast" shutdown).
 func (s *Server) Stop() error { return s.end(syscall.SIGINT, false) }

@@ -1,4 +1,4 @@
-package postgres
+package pgtest
 
 import (
 	"io"
@@ -9,46 +9,48 @@ import (
 	"testing"
 )
 
-// proxy stands between a DB and its server and cuts connections.
-type proxy struct {
+// Proxy stands between a client and its server and cuts connections.
+type Proxy struct {
 	listener net.Listener
 	target   string
 	wg       sync.WaitGroup
 	mu       sync.Mutex
 	open     map[net.Conn]bool
 	up, down atomic.Int64 // bytes that may still pass towards the server and back; < 0: any number
-	passed   atomic.Int64 // bytes that went towards the server
-	answered atomic.Int64 // bytes that came back
+	Passed   atomic.Int64 // bytes that went towards the server
+	Answered atomic.Int64 // bytes that came back
 }
 
-func newProxy(tb testing.TB, target string) *proxy {
+// NewProxy listens until the test ends.
+func NewProxy(tb testing.TB, target string) *Proxy {
 	tb.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		tb.Fatal(err)
 	}
-	p := &proxy{listener: l, target: target, open: map[net.Conn]bool{}}
-	p.allow(-1, -1)
+	p := &Proxy{listener: l, target: target, open: map[net.Conn]bool{}}
+	p.Allow(-1, -1)
 	p.wg.Go(p.serve)
 	tb.Cleanup(func() {
 		_ = l.Close()
-		p.cut()
+		p.Cut()
 		p.wg.Wait()
 	})
 	return p
 }
 
-func (p *proxy) url(url string) string {
+// URL is the server's with the proxy in the way.
+func (p *Proxy) URL(url string) string {
 	return strings.Replace(url, p.target, p.listener.Addr().String(), 1)
 }
 
-// allow lets that many more bytes pass, then cuts every connection.
-func (p *proxy) allow(up, down int64) {
+// Allow lets that many more bytes pass, then cuts every connection.
+func (p *Proxy) Allow(up, down int64) {
 	p.up.Store(up)
 	p.down.Store(down)
 }
 
-func (p *proxy) serve() {
+func (p *Proxy) serve() {
 	for {
 		client, err := p.listener.Accept()
 		if err != nil {
@@ -62,12 +64,12 @@ func (p *proxy) serve() {
 		p.mu.Lock()
 		p.open[client], p.open[server] = true, true
 		p.mu.Unlock()
-		p.wg.Go(func() { p.pump(server, client, &p.up, &p.passed) })
-		p.wg.Go(func() { p.pump(client, server, &p.down, &p.answered) })
+		p.wg.Go(func() { p.pump(server, client, &p.up, &p.Passed) })
+		p.wg.Go(func() { p.pump(client, server, &p.down, &p.Answered) })
 	}
 }
 
-func (p *proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
+func (p *Proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
 	defer func() {
 		for _, c := range []net.Conn{to, from} {
 			_ = c.Close()
@@ -83,7 +85,7 @@ func (p *proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
 			if int64(n) > budget {
 				_, _ = to.Write(buf[:budget])
 				left.Store(0)
-				p.cut()
+				p.Cut()
 				return
 			}
 			left.Add(-int64(n))
@@ -98,8 +100,8 @@ func (p *proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
 	}
 }
 
-// cut resets all connections.
-func (p *proxy) cut() {
+// Cut resets all connections.
+func (p *Proxy) Cut() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for c := range p.open {
