@@ -41,3 +41,18 @@ func (d *Detector) alertStep(s *alarm, u, aim, peak float64, cause Cause) Transi
 	s.open, s.quiet, s.worst = false, 0, 0
 	return Closed
 }
+
+// Grade is a severity in a word: "normal" below 25, "notice" below 50, "warning"
+// below 75, "critical" from there on. An alert opens at a warning; critical is as
+// rare as the square of what the target allows.
+func Grade(severity float64) string {
+	switch {
+	case severity < 25:
+		return "normal"
+	case severity < 50:
+		return "notice"
+	case severity < 75:
+		return "warning"
+	}
+	return "critical"
+}

@@ -9,13 +9,13 @@ const (
 	jointBroken = 2 // short mean of what the common motion does not explain
 	jointFeats  = 3
 
-	loadMemory   = 0.002 // of the loadings: about 500 messages
-	loadAfter    = 200   // messages before the common motion is believed
-	jointCap     = 12.0  // nats of one sensor that count
-	partnersMin  = 2     // sensors in a message below which there is no joint view
-	jointWarmup  = 200   // messages more before its tail is believed
-	jointShare   = 0.5   // share of a device's false alarms that its joint view may raise
-	sensorsShare = 1 - jointShare
+	loadMemory  = 0.002   // of the loadings: about 500 messages
+	loadAfter   = 200     // messages before the common motion is believed
+	jointCap    = 12.0    // nats of one sensor that count
+	partnersMin = 2       // sensors in a message below which there is no joint view
+	partFrom    = 2.0     // nats from which a sensor takes part in a surprise: one reading in seven has so many
+	jointWarmup = 200     // messages more before its tail is believed
+	jointShare  = 1.0 / 3 // of a device's false alarms that the view of its sensors together may raise
 )
 
 // DeviceState is what the detector knows of a device as a whole: how surprising
@@ -52,7 +52,13 @@ type DeviceVerdict struct {
 	Alert  Transition
 	Open   bool
 	Warmup bool
+
+	nats float64 // -ln of the rate of devices' messages at least this surprising
 }
+
+// Probability estimates how often, per message of this device on stationary
+// data, a separate episode at least this surprising begins.
+func (v *DeviceVerdict) Probability() float64 { return exp(-v.nats) }
 
 // Row gathers the verdicts of one message. It is scratch memory: reuse it from
 // message to message, for one goroutine at a time.
@@ -96,6 +102,12 @@ func (r *Row) Share(i int) float64 {
 
 // Len is the number of sensors in the row.
 func (r *Row) Len() int { return len(r.sensors) }
+
+// Verdict is that of the i-th sensor added.
+func (r *Row) Verdict(i int) *Verdict { return &r.sensors[i].v }
+
+// State is the state of the i-th sensor added.
+func (r *Row) State(i int) *State { return r.sensors[i].state }
 
 // Finish scores the message as a whole and moves the device's alert.
 func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
@@ -250,7 +262,8 @@ func (r *Row) parts(out *DeviceVerdict, jointNats float64) {
 	best := -1.0
 	for i := range r.sensors {
 		x := &r.sensors[i]
-		x.part = larger(float64(x.v.nats)-1, 0)
+		n := float64(x.v.nats)
+		x.part = larger(n-partFrom, 0) + mul(0.05, n) // the little keeps shares where no sensor stands out
 		if out.Cause == CauseDecoupled && jointNats > 0 {
 			x.part += mul(0.5, mul(x.rest, x.rest))
 		}
@@ -279,6 +292,7 @@ func (d *Detector) severity(s *DeviceState, r *Row, out *DeviceVerdict, jointNat
 	if out.Warmup || most == 0 {
 		return
 	}
+	out.nats = mul(most, larger(float64(first.target)-ln(float64(max(first.sensors, 1))), 1))
 	score := 1 - exp(-mul(math.Ln2, most))
 	out.Score = grade(score)
 	if margin := worseBy / larger(float64(first.target), 1); most > float64(s.shown)+margin {

@@ -21,6 +21,7 @@ type plan struct {
 	clock     clock
 	sensors   []sensorColumn
 	ignored   []string // columns that hold text
+	headless  bool     // the first line is data
 }
 
 // part of a device id: a column, or fixed text.
@@ -46,7 +47,7 @@ var (
 func makePlan(m *Mapping, sample []byte, chosen []string) (*plan, error) {
 	first, rest, _ := bytes.Cut(sample, []byte{'\n'})
 	first = bytes.TrimPrefix(bytes.TrimRight(first, "\r"), []byte("\xef\xbb\xbf"))
-	p := &plan{time: -1}
+	p := &plan{time: -1, headless: m.NoHeader}
 	var err error
 	if p.delimiter, err = delimiterOf(m.Delimiter, first); err != nil {
 		return nil, err

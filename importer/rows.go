@@ -9,6 +9,7 @@ import (
 // Row is one line of a CSV file as an import would read it.
 type Row struct {
 	Line   int64
+	Bad    string // why the line, or a cell of it, could not be used; "" when all is well
 	Device string
 	Time   int64 // microseconds since the epoch, 0 without a time column
 	Values []Value
@@ -23,6 +24,12 @@ type Value struct {
 // Rows reads a CSV file without sending anything; of cfg only Path, Stdin,
 // Mapping and Bad count. An error ends the walk. Values belong to the caller
 // until the next row.
+//
+// It is more generous than an import, because nothing is stored: a file without
+// a header line is recognised, the time column is found by its content where no
+// name tells it, columns that look like labels of anomalies are left out, and a
+// bad cell costs itself, not its line. Every line that is not empty gives a row;
+// Bad says what is wrong with it.
 func Rows(cfg Config) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
 		src, p, err := openRows(&cfg)
@@ -32,7 +39,8 @@ func Rows(cfg Config) iter.Seq2[Row, error] {
 		}
 		defer src.close()
 		var fields [][]byte
-		var row Row
+		row := Row{}
+		headed := !p.headless
 		for more := true; more; {
 			var c chunk
 			if c, more = src.chunk(); c.err != nil {
@@ -40,14 +48,15 @@ func Rows(cfg Config) iter.Seq2[Row, error] {
 			}
 			for i := range c.lines {
 				l := &c.lines[i]
-				if l.number == 1 && !cfg.Mapping.NoHeader || len(l.text) == 0 {
+				if l.number == 1 && headed || len(l.text) == 0 {
 					continue
 				}
+				row = Row{Line: l.number, Values: row.Values[:0]}
 				if err := p.row(l, &fields, &row); err != nil {
-					if cfg.Bad != nil {
-						cfg.Bad(l.number, err.Error())
-					}
-					continue
+					row.Values, row.Bad = row.Values[:0], err.Error()
+				}
+				if row.Bad != "" && cfg.Bad != nil {
+					cfg.Bad(l.number, row.Bad)
 				}
 				if !yield(row, nil) {
 					return
@@ -74,7 +83,7 @@ func openRows(cfg *Config) (*source, *plan, error) {
 	}
 	var p *plan
 	if err == nil {
-		if p, err = makePlan(&cfg.Mapping, sample, nil); err != nil {
+		if p, err = guessPlan(cfg.Mapping, sample); err != nil {
 			err = fmt.Errorf("%s: %w", src.name, err)
 		}
 	}
@@ -99,7 +108,6 @@ func (p *plan) row(l *line, fields *[][]byte, row *Row) error {
 	if len(f) != len(p.columns) {
 		return fmt.Errorf("%d fields, want %d", len(f), len(p.columns))
 	}
-	row.Line, row.Time, row.Values = l.number, 0, row.Values[:0]
 	if row.Device, err = p.deviceOf(f); err != nil {
 		return err
 	}
@@ -114,9 +122,9 @@ func (p *plan) row(l *line, fields *[][]byte, row *Row) error {
 		kind, err := kindOf(cell)
 		switch {
 		case err != nil:
-			return fmt.Errorf("column %s: %q %w", s.name, cell, err)
+			row.Bad = fmt.Sprintf("column %s: %q %v", s.name, cell, err)
 		case kind == cellText:
-			return fmt.Errorf("column %s: %q is not a number", s.name, cell)
+			row.Bad = fmt.Sprintf("column %s: %q is not a number", s.name, cell)
 		case kind == cellBool:
 			v := Value{Sensor: s.name}
 			if cell[0] == 't' || cell[0] == 'T' {

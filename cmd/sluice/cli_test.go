@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -254,15 +255,65 @@ func TestDetectFindsWhatSticksOut(t *testing.T) {
 	if !strings.HasPrefix(stdout, "3,000 readings of 1 series, ") || !strings.Contains(stdout, "2026-01-02T17:40:00.000000Z") {
 		t.Errorf("the jump at 17:40 is not found:\n%s", stdout)
 	}
-	stdout, _, code = sluice(t, b.String(), "detect", "-", "--json")
+	stdout, _, code = sluice(t, b.String(), "detect", "-", "--json", "--alerts")
 	if code != 0 || !strings.Contains(stdout, `"device_id":"file","sensor":"value","opened":"2026-01-02T17:40:00.000000Z"`) {
 		t.Errorf("exit code %d: %s", code, stdout)
+	}
+	stdout, _, code = sluice(t, b.String(), "detect", "-", "--json")
+	lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
+	if code != 0 || len(lines) != 3001 || !strings.Contains(lines[3000], `"line":3002,"time":null`) || !strings.Contains(lines[3000], `"error":"column time`) {
+		t.Errorf("exit code %d, %d lines, the last is %s", code, len(lines), lines[len(lines)-1])
+	}
+	if opens := lines[2500]; !strings.Contains(opens, `"time":"2026-01-02T17:40:00.000000Z"`) || !strings.Contains(opens, `"grade":"critical","alert":true,"open":true,"event":"opened"`) {
+		t.Errorf("the row of the jump is %s", opens)
 	}
 	stdout, _, code = sluice(t, b.String(), "detect", "-", "--scores")
 	if lines := strings.Count(stdout, "\n"); code != 0 || lines != 3001 || !strings.HasPrefix(stdout, "time,device,sensor,value,score\n2026-01-01T00:00:00.000000Z,file,value,20,0\n") {
 		t.Errorf("exit code %d, %d lines:\n%s", code, lines, stdout[:min(200, len(stdout))])
 	}
 	if _, stderr, code := sluice(t, "time,v\nx,1\n", "detect", "-"); code != 1 || !strings.Contains(stderr, "no reading could be used") {
+		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// The rows of a file with several sensors name the one that broke and its
+// share; what is out of order is printed where it stands.
+func TestDetectOfSeveralSensors(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("ts,a,b,c,is_anomaly\n")
+	for i := range 2000 {
+		at := 1767225600 + 60*i
+		if i == 100 || i == 101 { // swapped
+			at = 1767225600 + 60*(201-i)
+		}
+		c := 5 + float64((i*104729)%100)/100
+		if i >= 1800 && i < 1805 {
+			c = 40
+		}
+		fmt.Fprintf(&b, "%d,%.2f,%.2f,%.2f,0\n", at, 20+float64((i*7919)%100)/100, 30+float64((i*6101)%100)/100, c)
+	}
+	plot := filepath.Join(t.TempDir(), "p.svg")
+	stdout, stderr, code := sluice(t, b.String(), "detect", "-", "--json", "--plot", plot)
+	lines := strings.Split(strings.TrimSuffix(stdout, "\n"), "\n")
+	if code != 0 || len(lines) != 2000 || !strings.Contains(stderr, "1 lines are older") {
+		t.Fatalf("exit code %d, %d lines: %s", code, len(lines), stderr)
+	}
+	var row struct {
+		Line    int
+		Alert   bool
+		Sensor  string
+		Sensors map[string]struct{ Share float64 }
+	}
+	if err := json.Unmarshal([]byte(lines[1800]), &row); err != nil {
+		t.Fatal(err)
+	}
+	if !row.Alert || row.Line != 1802 || row.Sensor != "c" || len(row.Sensors) != 3 || row.Sensors["c"].Share < 0.8 {
+		t.Errorf("%+v", row)
+	}
+	if svg, err := os.ReadFile(plot); err != nil || !strings.HasPrefix(string(svg), "<svg") {
+		t.Errorf("plot: %v, %.40s", err, svg)
+	}
+	if _, stderr, code := sluice(t, b.String(), "detect", "-", "--plot", "p.gif"); code != 1 || !strings.Contains(stderr, "only .svg and .png") {
 		t.Errorf("exit code %d: %s", code, stderr)
 	}
 }

@@ -5,46 +5,31 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
-	"strconv"
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/importer"
-	"github.com/sluice-iot/sluice/telemetry"
 )
 
 type detectCmd struct {
 	File      string   `arg:"" help:"CSV, plain or gzip; - is standard input."`
-	Time      string   `placeholder:"COLUMN" help:"Column of the time; default: timestamp, time, ts, unix_ts, datetime or date."`
-	Layout    string   `name:"time-layout" placeholder:"LAYOUT" help:"Form of other times than RFC 3339, as Go writes it."`
-	Value     []string `placeholder:"COLUMN" help:"Columns with values; default: all others that hold numbers."`
+	Time      string   `placeholder:"COLUMN" help:"Column of the time; default: timestamp, time, ts, datetime, date, epoch and the like, else the first column of dates."`
+	Layout    string   `name:"time-layout" placeholder:"LAYOUT" help:"Form of other times than RFC 3339 and epochs, as Go writes it."`
+	Value     []string `placeholder:"COLUMN" help:"Columns with values; default: all others that hold numbers, but for labels (label, anomaly, is_anomaly, changepoint, ...)."`
 	Device    string   `placeholder:"COLUMN" help:"Column or template of the device id, where the file holds several."`
 	Delimiter string   `default:"auto" help:"A character, tab, space (runs of blanks) or auto."`
 	PerMonth  float64  `name:"alarms-per-month" default:"1" help:"False alarms that one device may raise in 30 days."`
-	Scores    bool     `help:"Print every reading with its score (CSV) instead of the anomalies."`
-	JSON      bool     `name:"json" help:"Print JSON, one anomaly a line."`
+	JSON      bool     `name:"json" help:"Print every row with its severity, one JSON object a line."`
+	Scores    bool     `help:"Print every reading with its score (CSV)."`
+	Alerts    bool     `help:"With --json: print the anomalies instead of the rows."`
+	Plot      string   `placeholder:"FILE" help:"Draw series, band and alerts: FILE.svg or FILE.png."`
 }
 
 // Help is shown with --help.
 func (detectCmd) Help() string {
-	return "Runs the detector of the cluster over a file, without a cluster. Exit code 0 says that the file was read, whatever was found."
-}
+	return `Runs the detector of the cluster over a file, without a cluster, with the same code and the same parameters for every file. The columns of a row are the sensors of one device.
 
-// series is one sensor of one device under detection.
-type series struct {
-	state anomaly.State
-	open  *telemetry.Anomaly
-}
-
-// detection is the state of a run.
-type detection struct {
-	detector *anomaly.Detector
-	series   map[[2]string]*series
-	sensors  map[string]int // per device
-	readings int64
-	found    []telemetry.Anomaly
-	each     func(device, sensor string, t int64, value float64, v *anomaly.Verdict) error // may be nil
+Rows are scored in the order of their time and printed in the order of the file; when these differ, that is said on standard error. A cell that is no number costs itself, a line without a time costs itself: both are reported with their line number on standard error, and a line of JSON says so in "error". Exit code 0 says that the file was read, whatever was found.`
 }
 
 // Run implements kong.
@@ -54,127 +39,61 @@ func (c *detectCmd) Run() error {
 	if err := params.Validate(); err != nil {
 		return err
 	}
-	report := &lineReport{w: os.Stderr}
-	cfg := importer.Config{
-		Path: c.File, Stdin: os.Stdin, Bad: report.bad,
-		Mapping: importer.Mapping{Device: c.Device, Time: c.Time, TimeLayout: c.Layout, Sensors: c.Value, Delimiter: c.Delimiter},
-	}
-	if c.Device == "" {
-		cfg.Mapping.DeviceID = "file"
-	}
 	if c.Time == importer.NoTime {
 		return errors.New("time is none: the detector needs times")
 	}
-	out := bufio.NewWriter(os.Stdout)
-	d := &detection{detector: anomaly.New(params), series: map[[2]string]*series{}, sensors: map[string]int{}}
-	if c.Scores {
-		d.each = func(device, sensor string, t int64, value float64, v *anomaly.Verdict) error {
-			_, err := fmt.Fprintf(out, "%s,%s,%s,%s,%s\n", api.Time(t), device, sensor, strconv.FormatFloat(value, 'g', -1, 64), strconv.FormatFloat(float64(v.Score), 'g', 6, 32))
+	if c.JSON && c.Scores {
+		return errors.New("json and scores are both given: use one of them")
+	}
+	if err := plotName(c.Plot); err != nil {
+		return err
+	}
+	f, err := c.read()
+	if err != nil {
+		return err
+	}
+	f.detect(params)
+	if c.Plot != "" {
+		if err := f.plot(c.Plot); err != nil {
 			return err
 		}
-		fmt.Fprintln(out, "time,device,sensor,value,score")
 	}
-	for row, err := range importer.Rows(cfg) {
-		if err != nil {
-			return errors.Join(out.Flush(), err)
-		}
-		if err := d.row(&row); err != nil {
-			return fmt.Errorf("write output: %w", err)
-		}
+	out := bufio.NewWriterSize(os.Stdout, 64<<10)
+	switch {
+	case c.JSON && !c.Alerts:
+		err = f.printRows(out)
+	case c.Scores:
+		err = f.printScores(out)
+	default:
+		err = c.print(out, f)
 	}
-	report.end()
-	err := out.Flush()
-	if err == nil && !c.Scores {
-		err = c.print(d)
+	if e := out.Flush(); err == nil && e != nil {
+		err = fmt.Errorf("write output: %w", e)
 	}
-	if err == nil && d.readings == 0 {
+	if err == nil && f.readings == 0 {
 		err = errors.New("no reading could be used: see the lines above, and check --time and --value")
 	}
 	return err
 }
 
-// row steps the detector for every value of a row.
-func (d *detection) row(row *importer.Row) error {
-	for _, x := range row.Values {
-		key := [2]string{row.Device, x.Sensor}
-		s := d.series[key]
-		if s == nil {
-			s = &series{}
-			d.series[key] = s
-			d.sensors[row.Device]++
-		}
-		s.state.SetSensors(d.sensors[row.Device])
-		v := d.detector.Step(&s.state, row.Time, x.Value)
-		d.readings++
-		d.alert(s, row, &x, &v)
-		if d.each != nil {
-			if err := d.each(row.Device, x.Sensor, row.Time, x.Value, &v); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// alert follows the alert of a series.
-func (d *detection) alert(s *series, row *importer.Row, x *importer.Value, v *anomaly.Verdict) {
-	switch v.Alert {
-	case anomaly.Opened:
-		s.open = &telemetry.Anomaly{Device: row.Device, Sensor: x.Sensor, Opened: row.Time}
-		fallthrough
-	case anomaly.Updated:
-		if s.open == nil {
-			return
-		}
-		o := s.open
-		o.Severity, o.Cause, o.Value, o.Expected, o.Low, o.High = v.Severity, v.Cause.String(), x.Value, v.Expected, v.Low, v.High
-	case anomaly.Closed:
-		if s.open != nil {
-			s.open.Closed = row.Time
-			d.found = append(d.found, *s.open)
-			s.open = nil
-		}
-	}
-}
-
-// all are the anomalies in the order of their opening, the open ones too.
-func (d *detection) all() []telemetry.Anomaly {
-	out := d.found
-	for _, s := range d.series {
-		if s.open != nil {
-			out = append(out, *s.open)
-		}
-	}
-	slices.SortFunc(out, func(a, b telemetry.Anomaly) int {
-		switch {
-		case a.Opened != b.Opened:
-			return int(min(1, max(-1, a.Opened-b.Opened)))
-		case a.Device != b.Device:
-			return slices.Compare([]string{a.Device}, []string{b.Device})
-		}
-		return slices.Compare([]string{a.Sensor}, []string{b.Sensor})
-	})
-	return out
-}
-
-func (c *detectCmd) print(d *detection) error {
-	found := d.all()
+// print is the list of anomalies.
+func (c *detectCmd) print(out *bufio.Writer, f *detection) error {
 	if c.JSON {
-		for i := range found {
-			if err := printLine(os.Stdout, api.AnomalyOf(&found[i])); err != nil {
+		for i := range f.found {
+			if err := printLine(out, api.AnomalyOf(&f.found[i])); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-	fmt.Printf("%s readings of %s series, %s anomalies\n", count(d.readings), count(len(d.series)), count(len(found)))
-	if len(found) == 0 {
+	fmt.Fprintf(out, "%s readings of %s series, %s anomalies\n", count(f.readings), count(f.series), count(len(f.found)))
+	if len(f.found) == 0 {
 		return nil
 	}
-	fmt.Println()
-	t := anomalyTable(os.Stdout)
-	for i := range found {
-		a := api.AnomalyOf(&found[i])
+	fmt.Fprintln(out)
+	t := anomalyTable(out)
+	for i := range f.found {
+		a := api.AnomalyOf(&f.found[i])
 		t.row(anomalyRow(&a)...)
 	}
 	return t.flush()
