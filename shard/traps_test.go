@@ -166,3 +166,13 @@ func TestDuplicateOfASnapshotThatComesLateChangesNothing(t *testing.T) {
 	p.check(follower)
 	c.sameDigests(0)
 }
+
+// TestRaftReplaysNothingBeforeItsStateMachineRuns: with RestoreCommittedLogs raft
+// 1.8.0 queues the replay before anything takes from the queue, and NewRaft never
+// returns once there are more than 128 batches. The log stores the commit index
+// all the same (wal.Group.StageCommitIndex).
+func TestRaftReplaysNothingBeforeItsStateMachineRuns(t *testing.T) {
+	if rc := raftConfig(quiet(), "n0.00000001", Limits{}.withDefaults()); rc.RestoreCommittedLogs {
+		t.Error("RestoreCommittedLogs is on")
+	}
+}
