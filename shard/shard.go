@@ -14,6 +14,7 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -167,14 +168,14 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 			deps.emit(events)
 		}
 	}
-	files, err := raft.NewFileSnapshotStoreWithLogger(cfg.snapshots, snapshotsKept, obs.Hclog(logger, hclog.Warn))
+	files, err := snapfile.Open(cfg.snapshots, snapshotsKept, obs.Hclog(logger, hclog.Warn))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots of shard %d: %w", cfg.id, err)
 	}
-	if err := dropReplaced(s.log, files); err != nil {
+	if err := dropReplaced(s.log, files.FileSnapshotStore); err != nil {
 		return nil, fmt.Errorf("drop the replaced log of shard %d: %w", cfg.id, err)
 	}
-	snaps := &snapshotStore{FileSnapshotStore: files, fsm: s.fsm}
+	snaps := &snapshotStore{Store: files, fsm: s.fsm}
 	rc := raftConfig(logger, cfg.self, s.limits)
 	if len(cfg.bootstrap.Servers) > 0 {
 		err := raft.BootstrapCluster(rc, s.log, s.log, snaps, deps.trans, cfg.bootstrap)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/internal/wire"
 )
 
@@ -112,14 +113,14 @@ func readSection(r io.Reader) ([]byte, error) {
 // that is the one that raft starts from, our own or one whose installation a
 // crash has cut short; a leader's is made here before it is restored.
 type snapshotStore struct {
-	*raft.FileSnapshotStore
+	*snapfile.Store
 	fsm *fsm
 }
 
 // Create implements raft.SnapshotStore.
 func (s *snapshotStore) Create(version raft.SnapshotVersion, index, term uint64, c raft.Configuration, configurationIndex uint64, t raft.Transport) (raft.SnapshotSink, error) {
 	s.fsm.started.Store(true)
-	return s.FileSnapshotStore.Create(version, index, term, c, configurationIndex, t)
+	return s.Store.Create(version, index, term, c, configurationIndex, t)
 }
 
 // dropReplaced finishes an installation that a crash has cut short between the

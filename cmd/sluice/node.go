@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -28,6 +27,7 @@ import (
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/ingest"
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/wal"
@@ -151,7 +151,7 @@ func (n *node) openData(context.Context) (func() error, error) {
 }
 
 func (n *node) openMeta(ctx context.Context) (func() error, error) {
-	snaps, err := raft.NewFileSnapshotStoreWithLogger(filepath.Join(n.cfg.Node.Data, "meta"), 2, obs.Hclog(n.logger, hclog.Warn))
+	snaps, err := snapfile.Open(filepath.Join(n.cfg.Node.Data, "meta"), 2, obs.Hclog(n.logger, hclog.Warn))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots of the meta group: %w", err)
 	}

@@ -227,3 +227,43 @@ func TestCutDiskTakesNothingUntilItIsRestored(t *testing.T) {
 	put(t, at+"/f", "x", true, true)
 	want(t, at+"/f", "x")
 }
+
+func TestCloseEndsAMountThatIsInUse(t *testing.T) {
+	dir := t.TempDir()
+	d, err := Mount(filepath.Join(dir, "backing"), filepath.Join(dir, "mnt"))
+	if errors.Is(err, ErrUnavailable) {
+		t.Skip(err)
+	}
+	must(t, err)
+	f, err := os.Create(filepath.Join(dir, "mnt", "f"))
+	must(t, err)
+	must(t, d.Close())
+	if _, err := f.Write([]byte("x")); err == nil {
+		t.Error("a write worked after the disk was closed")
+	}
+	_ = f.Close() // it has no disk any more
+}
+
+// Inode numbers of what is gone are used again; what is remembered of the old
+// owner must not strike the new one.
+func TestNumbersUsedAgainDoNotConfuse(t *testing.T) {
+	d, at := mount(t)
+	for i := range 40 {
+		dir := fmt.Sprintf("%s/d%d", at, i)
+		must(t, os.Mkdir(dir, 0o700))
+		put(t, dir+"/a", fmt.Sprint(i), true, true)
+		put(t, dir+"/b", "unsynced", false, false)
+		flushDir(t, at)
+		if i > 1 {
+			must(t, os.RemoveAll(fmt.Sprintf("%s/d%d", at, i-2)))
+		}
+		if i%7 == 6 {
+			lose(t, d, nil)
+		}
+	}
+	lose(t, d, nil)
+	for i := 38; i < 40; i++ {
+		want(t, fmt.Sprintf("%s/d%d/a", at, i), fmt.Sprint(i))
+		want(t, fmt.Sprintf("%s/d%d/b", at, i), "")
+	}
+}

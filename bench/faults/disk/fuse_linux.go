@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"syscall"
 	"time"
 
@@ -60,15 +61,40 @@ func Mount(backing, mountpoint string) (*Disk, error) {
 		return nil, fmt.Errorf("%w: mount %s: %w", ErrUnavailable, mountpoint, err)
 	}
 	d.unmount = func() error {
-		if err := srv.Unmount(); err != nil {
-			// A process may still be ending: detach, so that nothing hangs on us.
-			if derr := syscall.Unmount(mountpoint, syscall.MNT_DETACH); derr != nil {
-				return fmt.Errorf("unmount %s: %w", mountpoint, errors.Join(err, derr))
-			}
+		err := srv.Unmount()
+		if err == nil {
+			return nil
+		}
+		// Somebody holds a file: detach, and end what waits for us, or a process
+		// that serves its own files never gets through its exit.
+		if aerr := abort(mountpoint); aerr != nil {
+			return fmt.Errorf("unmount %s: %w", mountpoint, errors.Join(err, aerr))
 		}
 		return nil
 	}
 	return d, nil
+}
+
+// abort detaches a mount and ends its connection: whoever waits for an answer
+// gets ENOTCONN.
+func abort(mountpoint string) error {
+	var st syscall.Stat_t
+	if err := syscall.Stat(mountpoint, &st); err != nil {
+		return err
+	}
+	if err := syscall.Unmount(mountpoint, syscall.MNT_DETACH); err != nil {
+		return err
+	}
+	control, err := os.MkdirTemp("", "fusectl-")
+	if err != nil {
+		return err
+	}
+	defer func() { _ = os.Remove(control) }() // empty by then
+	if err := syscall.Mount("fusectl", control, "fusectl", 0, ""); err != nil {
+		return fmt.Errorf("mount fusectl: %w", err)
+	}
+	connection := filepath.Join(control, strconv.FormatUint(st.Dev&0xff|(st.Dev>>12)&0xfff00, 10), "abort")
+	return errors.Join(os.WriteFile(connection, []byte("1"), 0), syscall.Unmount(control, 0))
 }
 
 // node is a file or directory.

@@ -114,16 +114,21 @@ func (j *journal) change(dir string, undo, done func() error) error {
 
 // syncedDir makes the names in a directory durable.
 func (j *journal) syncedDir(ino uint64) error {
-	var rest []change
-	var errs []error
+	var rest, durable []change
 	for _, c := range j.changes {
-		if c.dir != ino {
+		if c.dir == ino {
+			durable = append(durable, c)
+		} else {
 			rest = append(rest, c)
-		} else if c.done != nil {
-			errs = append(errs, c.done())
 		}
 	}
 	j.changes = rest
+	var errs []error
+	for _, c := range durable { // may drop more changes, of directories that are gone now
+		if c.done != nil {
+			errs = append(errs, c.done())
+		}
+	}
 	return errors.Join(errs...)
 }
 
@@ -145,16 +150,18 @@ func (j *journal) lose(rng *rand.Rand) (l Loss, err error) {
 		keep = rng.IntN(len(j.changes) + 1)
 	}
 	var errs []error
-	for i := len(j.changes) - 1; i >= 0; i-- {
-		switch c := j.changes[i]; {
-		case i >= keep:
-			l.Names++
-			errs = append(errs, c.undo())
-		case c.done != nil:
+	for i := len(j.changes) - 1; i >= keep; i-- {
+		l.Names++
+		errs = append(errs, j.changes[i].undo())
+	}
+	l.Kept += keep
+	for j.changes = j.changes[:keep]; len(j.changes) > 0; {
+		c := j.changes[0]
+		j.changes = j.changes[1:]
+		if c.done != nil {
 			errs = append(errs, c.done())
 		}
 	}
-	l.Kept += keep
 	paths, err := j.paths()
 	errs = append(errs, err)
 	for _, ino := range slices.Sorted(maps.Keys(j.files)) {
@@ -162,7 +169,7 @@ func (j *journal) lose(rng *rand.Rand) (l Loss, err error) {
 			errs = append(errs, j.files[ino].lose(path, rng, &l))
 		}
 	}
-	j.files, j.changes = map[uint64]*file{}, nil
+	j.files = map[uint64]*file{}
 	return l, errors.Join(errs...)
 }
 

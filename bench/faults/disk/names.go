@@ -1,6 +1,8 @@
 package disk
 
 import (
+	"errors"
+	"io/fs"
 	"os"
 	"path/filepath"
 )
@@ -14,6 +16,13 @@ func (j *journal) create(path string) error {
 	ino, err := inode(filepath.Clean(dir))
 	if err != nil {
 		return err
+	}
+	if info, err := os.Lstat(path); err == nil && info.IsDir() {
+		own, err := inode(path)
+		if err != nil {
+			return err
+		}
+		delete(j.files, own) // a file that is gone may have had the number
 	}
 	undo := func() error { return j.at(ino, name, os.RemoveAll) }
 	return j.change(filepath.Clean(dir), undo, nil)
@@ -34,7 +43,7 @@ func (j *journal) remove(path string) error {
 	undo := func() error {
 		return j.at(ino, name, func(path string) error { return os.Rename(away, path) })
 	}
-	return j.change(filepath.Clean(dir), undo, func() error { return os.RemoveAll(away) })
+	return j.change(filepath.Clean(dir), undo, func() error { return j.purge(away) })
 }
 
 // rename moves a name; what it replaces stays in the trash until then.
@@ -71,7 +80,38 @@ func (j *journal) rename(from, to string) error {
 		if replaced == "" {
 			return nil
 		}
-		return os.RemoveAll(replaced)
+		return j.purge(replaced)
 	}
 	return j.change(filepath.Clean(toDir), undo, done)
+}
+
+// purge deletes what is in the trash for good, with all that is remembered of it:
+// the backing file system will use the numbers of its inodes again.
+func (j *journal) purge(away string) error {
+	gone := map[uint64]bool{}
+	err := filepath.WalkDir(away, func(path string, _ fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		ino, err := inode(path)
+		gone[ino] = true
+		delete(j.files, ino)
+		return err
+	})
+	errs := []error{err, os.RemoveAll(away)}
+	var rest, inside []change
+	for _, c := range j.changes {
+		if gone[c.dir] {
+			inside = append(inside, c)
+		} else {
+			rest = append(rest, c)
+		}
+	}
+	j.changes = rest
+	for _, c := range inside {
+		if c.done != nil {
+			errs = append(errs, c.done())
+		}
+	}
+	return errors.Join(errs...)
 }
