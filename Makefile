@@ -11,7 +11,7 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults soak lint fmt bench fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations soak lint fmt bench fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -54,6 +54,10 @@ test-e2e: ## the tests that run real processes
 
 faults: build ## every fault of the table once, on power-loss disks (ONLY=F1,F4 SEED=7 choose)
 	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+
+mutations: ## show that every deliberate mistake is noticed by a check
+	CGO_ENABLED=0 $(GO) build -trimpath -tags mutations -o bin/sluice-mutations ./cmd/sluice
+	$(GO) run ./bench/faults/cmd/faults mutations --binary bin/sluice-mutations --dir $${TMPDIR:-/tmp}/sluice-mutations
 
 soak: ## random faults for ten minutes (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
 	SLUICE_SOAK_DURATION=$${SLUICE_SOAK_DURATION:-10m} SLUICE_SOAK_SEED=$${SLUICE_SOAK_SEED:-$$(date +%s)} \

@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 
 	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/internal/mutate"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
 )
@@ -102,7 +103,7 @@ func refill[T any](s []T, n int, v T) []T {
 
 func (m *machine) applyMessage(index uint64, pos int, b *block.Block, p *pendingBlock) telemetry.Outcome {
 	e := &b.Messages[pos]
-	if e.Dup != (telemetry.DupKey{}) && m.dups.repeats(e.Dup, e.Retry, b.Origin, e.Received) {
+	if e.Dup != (telemetry.DupKey{}) && m.dups.repeats(e.Dup, e.Retry, b.Origin, e.Received) && !mutate.On(mutate.NoDedup) {
 		return m.repeated(e, p)
 	}
 	if e.Quarantined >= 0 {
@@ -157,7 +158,7 @@ func (m *machine) identify(d *device, e *block.Entry, b *block.Block, p *pending
 		return true
 	}
 	s.seen = refill(s.seen, len(readings), false)
-	if !d.window.repeated(e.Time, s.hashes, s.seen) {
+	if !d.window.repeated(e.Time, s.hashes, s.seen) || mutate.On(mutate.NoDedup) {
 		d.window.push(e.Time, e.Received, s.hashes, shared)
 		return true
 	}

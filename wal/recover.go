@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sluice-iot/sluice/internal/mutate"
 	"github.com/sluice-iot/sluice/internal/vfs"
 )
 
@@ -135,14 +136,14 @@ func (p *replay) end(i int, s *segment, before tail) error {
 			return s.corrupt(headerBytes, "the checkpoint at its start cannot be read", t.why)
 		}
 	}
-	if p.hasRecords(i + 1) {
+	if p.hasRecords(i+1) && !mutate.On(mutate.TruncateOnCorrupt) {
 		return s.corrupt(t.off, "records end before the seal", t.why)
 	}
 	rest, err := s.search(t.off)
 	if err != nil {
 		return err
 	}
-	if rest.found && rest.commit > unfinished {
+	if rest.found && rest.commit > unfinished && !mutate.On(mutate.TruncateOnCorrupt) {
 		return s.corrupt(t.off, fmt.Sprintf("group commit %d cannot be read, but %d behind it can", unfinished, rest.commit), t.why)
 	}
 	if rest.found || t.records > 0 && !t.last || t.why != nil && !errors.Is(t.why, errNoRecord) {

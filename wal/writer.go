@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/mutate"
 )
 
 const (
@@ -298,7 +300,7 @@ func (l *Log) write(buf []byte) error {
 		return l.fail(fmt.Errorf("write group commit %d to segment %s: %w", w.commit+1, w.head.name, err))
 	}
 	start := time.Now()
-	if err := w.head.f.Fdatasync(); err != nil {
+	if err := l.sync(); err != nil {
 		return l.fail(fmt.Errorf("sync group commit %d in segment %s: %w", w.commit+1, w.head.name, err))
 	}
 	l.metrics.fsync.Observe(time.Since(start).Seconds())
@@ -308,6 +310,19 @@ func (l *Log) write(buf []byte) error {
 	w.commit++
 	w.head.end.Store(w.off)
 	return nil
+}
+
+// sync makes the group commit at the head durable. A failure is final: the
+// kernel may have dropped the pages, and a second sync would say that all is well.
+func (l *Log) sync() error {
+	if mutate.On(mutate.AckBeforeFsync) {
+		return nil
+	}
+	err := l.w.head.f.Fdatasync()
+	for mutate.On(mutate.RetryFsync) && err != nil {
+		err = l.w.head.f.Fdatasync()
+	}
+	return err
 }
 
 // publish applies the synced records of the plan, which are in buf in the clear

@@ -124,15 +124,21 @@ func pauseLeader(ctx context.Context, r *Run) error {
 		return err
 	}
 	sleep(ctx, pauseLong)
+	// What waits in its sockets is read before it hears of its successor.
+	r.readers.crowd(ctx, n, r.fleet.mqtt, crowdMax)
+	sleep(ctx, time.Second)
 	return n.Signal(syscall.SIGCONT)
 }
+
+// crowdMax is how many reads wait in a paused leader.
+const crowdMax = 200
 
 func failedSync(ctx context.Context, r *Run) error {
 	victim := r.rng.IntN(nodesCount)
 	r.strikes()
 	r.Disks[victim].Inject(disk.Fault{Op: disk.OpSync, Suffix: ".wal", Errno: syscall.EIO, Count: 1})
 	began := time.Now()
-	if err := r.ended(ctx, victim, 30*time.Second); err != nil {
+	if err := r.ended(ctx, victim, 15*time.Second); err != nil {
 		return err
 	}
 	r.note = fmt.Sprintf("the process ended after %v", time.Since(began).Round(10*time.Millisecond))

@@ -77,6 +77,24 @@ func (r *readers) read(ctx context.Context, n *devcluster.Node, cl *client.Clien
 	}
 }
 
+// crowd asks a node many questions at once; the answers are awaited with the
+// readers' end.
+func (r *readers) crowd(ctx context.Context, n *devcluster.Node, devices []*bench.Survivor, count int) {
+	for i := range count {
+		r.done.Go(func() {
+			cl, err := n.Client()
+			if err != nil {
+				r.report(err)
+				return
+			}
+			defer cl.Close()
+			if s := devices[i%len(devices)]; !s.NoTime {
+				r.read(ctx, n, cl, s)
+			}
+		})
+	}
+}
+
 func (r *readers) report(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -21,8 +21,17 @@ const (
 	flushedMax  = 90 * time.Second // until the backlog of a fault is in the store
 	readMax     = 2 * time.Minute  // of everything through one node
 	digestsMax  = time.Minute      // until all replicas are at one index
+	brokenMax   = 5 * time.Second  // for any of these once the cluster has not come back
 	resourceMax = 45 * time.Second // until a node has given back what the fault took
 )
+
+// patience is how long a check may wait for a cluster that is as it should be.
+func (r *Run) patience(most time.Duration) time.Time {
+	if r.broken {
+		most = brokenMax
+	}
+	return time.Now().Add(most)
+}
 
 // judge ends the load and checks C1 to C5 and C8; C7 was measured before.
 func (r *Run) judge(ctx context.Context, res *Result) {
@@ -48,6 +57,8 @@ func (r *Run) history(ctx context.Context, res *Result, h *History) {
 	if err := r.flushed(ctx); err != nil {
 		res.fail("C1", "%v", err)
 	}
+	ctx, cancel := context.WithDeadline(ctx, r.patience(readMax))
+	defer cancel()
 	for _, n := range r.Cluster.Nodes() {
 		if !n.Running() {
 			continue
@@ -75,7 +86,7 @@ func (r *Run) history(ctx context.Context, res *Result, h *History) {
 // flushed waits until no message is pending.
 func (r *Run) flushed(ctx context.Context) error {
 	var last error
-	for end := time.Now().Add(flushedMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
+	for end := r.patience(flushedMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
 		cl, err := r.anyNode()
 		if err != nil {
 			return err
@@ -103,8 +114,6 @@ func (r *Run) anyNode() (*client.Client, error) {
 }
 
 func readAll(ctx context.Context, n *devcluster.Node, devices []bench.History) (map[string][]bench.Stored, error) {
-	ctx, cancel := context.WithTimeout(ctx, readMax)
-	defer cancel()
 	cl, err := n.Client()
 	if err != nil {
 		return nil, err
@@ -147,7 +156,7 @@ func (r *Run) ledger(ctx context.Context, res *Result) {
 // digests compares the states of all replicas of every shard at one index (C5).
 func (r *Run) digests(ctx context.Context, res *Result) {
 	var why string
-	for end := time.Now().Add(digestsMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 300*time.Millisecond) {
+	for end := r.patience(digestsMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 300*time.Millisecond) {
 		shards := map[uint32][]replica{}
 		running := 0
 		why = ""
@@ -308,7 +317,7 @@ func (r *Run) givenBack(ctx context.Context, res *Result) {
 		before[b.node] = b
 	}
 	var why string
-	for end := time.Now().Add(resourceMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 500*time.Millisecond) {
+	for end := r.patience(resourceMax); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 500*time.Millisecond) {
 		now, err := r.resources(ctx)
 		if err != nil {
 			why = err.Error()

@@ -71,6 +71,7 @@ type Run struct {
 	struck  time.Time // when the fault struck, for C7
 	note    string    // what the fault wants the table to say
 	first   []resources
+	broken  bool // the cluster has not come back: the judge need not wait for it
 	discard bool // the run passed: nothing of it is needed
 }
 
@@ -177,6 +178,7 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 	}
 	if err := r.ready(ctx); err != nil {
 		res.fail("C7", "%v", err)
+		r.broken = true
 		return
 	}
 	res.Note = r.note

@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/sluice-iot/sluice/internal/mutate"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -175,6 +176,11 @@ func (w *writer) transaction(ctx context.Context) error {
 		return fmt.Errorf("begin: %w", err)
 	}
 	err := w.fill(ctx)
+	if mutate.On(mutate.FlushWithoutWatermark) && err == nil {
+		if err = w.commit(ctx); err == nil {
+			_, err = w.exec(ctx, "begin")
+		}
+	}
 	if err == nil && len(w.requests) > 0 {
 		err = w.move(ctx)
 	}

@@ -27,6 +27,8 @@ import (
 type cli struct {
 	Run   runCmd   `cmd:"" default:"withargs" help:"Run faults and print the table."`
 	Judge judgeCmd `cmd:"" help:"Judge a kept history again."`
+
+	Mutations mutationsCmd `cmd:"" help:"Show that every deliberate mistake is noticed."`
 }
 
 type runCmd struct {
@@ -40,6 +42,13 @@ type runCmd struct {
 
 type judgeCmd struct {
 	Dir string `arg:"" type:"existingdir" help:"Folder that a failed run has printed."`
+}
+
+type mutationsCmd struct {
+	Binary string   `required:"" type:"existingfile" help:"A sluice executable built with -tags mutations."`
+	Only   []string `help:"Mutations by name."`
+	Seed   uint64   `default:"1" help:"Draws victims and moments."`
+	Dir    string   `required:"" help:"Directory for clusters and histories."`
 }
 
 func main() {
@@ -120,6 +129,32 @@ func (c *judgeCmd) Run() error {
 	}
 	if !res.Passed() {
 		return errors.New("the history shows a violation")
+	}
+	return nil
+}
+
+// Run implements kong.
+func (c *mutationsCmd) Run(ctx context.Context) error {
+	var caught []faults.Caught
+	missed := 0
+	for _, m := range faults.Mutations() {
+		if len(c.Only) > 0 && !slices.Contains(c.Only, m.Name) {
+			continue
+		}
+		got, err := faults.Catch(ctx, faults.Config{Binary: c.Binary, Dir: c.Dir, Seed: c.Seed, Load: faults.DefaultLoad, Progress: os.Stderr}, m)
+		if err != nil {
+			return fmt.Errorf("%s: %w", m.Name, err)
+		}
+		if !got.Found {
+			missed++
+		}
+		caught = append(caught, got)
+	}
+	if err := faults.MutationTable(os.Stdout, caught); err != nil {
+		return err
+	}
+	if missed > 0 {
+		return fmt.Errorf("%d of %d mistakes were not noticed", missed, len(caught))
 	}
 	return nil
 }
