@@ -64,13 +64,21 @@ type Reader interface {
 	Readings(ctx context.Context, q store.Query) ([]store.Point, error)
 	// Buckets is Readings in buckets, in ascending order of store.Bucket.
 	Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error)
-	// Devices lists devices in ascending byte order of their ids, behind after
-	// ("" is the start), at most limit. Latest and Anomalies may be left empty.
-	Devices(ctx context.Context, after string, limit int) ([]Device, error)
+	// Devices lists devices in ascending byte order of their ids, see DeviceQuery.
+	// Latest and Anomalies may be left empty.
+	Devices(ctx context.Context, q DeviceQuery) ([]Device, error)
 	// Device describes one device in full; ErrNotFound when it is not known.
 	Device(ctx context.Context, id string) (Device, error)
 	// Anomalies answers newest first, see AnomalyQuery.
 	Anomalies(ctx context.Context, q AnomalyQuery) ([]telemetry.Anomaly, error)
+}
+
+// DeviceQuery selects devices.
+type DeviceQuery struct {
+	After string // resume behind this id; "" is the start
+	Limit int    // > 0
+	Where string // an expression of package fleet that parses; "" is all
+	Now   int64  // microseconds, what times before now in Where refer to
 }
 
 // Position is a place in a list ordered newest first: by time, then by id, both

@@ -7,8 +7,11 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/sluice-iot/sluice/fleet"
 )
 
 // listBufferBytes is how much of a list is collected before it is sent.
@@ -59,7 +62,9 @@ func page[T any](entries []T, limit int, cursor func(*T) string) ([]T, string) {
 func (s *Server) listRoutes() {
 	register(s, huma.Operation{
 		OperationID: "devices", Method: http.MethodGet, Path: "/api/v1/devices", Summary: "Devices by id",
-		Parameters: pageParams(ReadingsLimitMax), DefaultStatus: http.StatusOK,
+		Parameters: append([]*huma.Param{
+			queryParam("where", `only devices that this selects: attributes.model = "x1" and (last_seen < -1h or anomaly)`, stringSchema()),
+		}, pageParams(ReadingsLimitMax)...), DefaultStatus: http.StatusOK,
 	}, s.listDevices)
 	register(s, huma.Operation{
 		OperationID: "device", Method: http.MethodGet, Path: "/api/v1/devices/{id}", Summary: "One device with its latest readings and open anomalies",
@@ -95,10 +100,18 @@ func (s *Server) listRoutes() {
 }
 
 func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error) {
-	limit, after := p.limit(ReadingsLimitMax), ""
+	now := time.Now()
+	q := DeviceQuery{Where: p.query.Get("where"), Now: now.UnixMicro()}
+	limit := p.limit(ReadingsLimitMax)
+	q.Limit = limit + 1
 	if c := p.query.Get("cursor"); c != "" {
 		var err error
-		if after, err = decodeDeviceCursor(c); err != nil {
+		if q.After, err = decodeDeviceCursor(c); err != nil {
+			p.problem("%v", err)
+		}
+	}
+	if p.query.Has("where") {
+		if _, err := fleet.Parse(q.Where, now); err != nil {
 			p.problem("%v", err)
 		}
 	}
@@ -110,7 +123,7 @@ func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error)
 		return DeviceList{}, err
 	}
 	defer release()
-	devices, err := s.backend.Reader.Devices(ctx, after, limit+1)
+	devices, err := s.backend.Reader.Devices(ctx, q)
 	if err != nil {
 		return DeviceList{}, err
 	}

@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/fleet"
 	"github.com/sluice-iot/sluice/internal/wire"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -44,6 +46,8 @@ const (
 type listQuestion struct {
 	After   string
 	Limit   int
+	Where   string // selects devices, see package fleet; "" is all
+	Now     int64  // microseconds, what times before now in Where refer to
 	Anomaly AnomalyFilter
 	Removed []uint64
 }
@@ -182,12 +186,19 @@ func (h *Host) answerList(ask byte, body []byte) ([]byte, error) {
 	if err := json.Unmarshal(body, &q); err != nil {
 		return nil, fmt.Errorf("decode question: %w", err)
 	}
+	var where *fleet.Expression
+	if q.Where != "" {
+		var err error
+		if where, err = fleet.Parse(q.Where, time.UnixMicro(q.Now)); err != nil {
+			return nil, err
+		}
+	}
 	out := listAnswer{Quarantine: map[telemetry.ShardID][]Quarantined{}, Counts: map[telemetry.ShardID]Counts{}}
 	for _, s := range h.led() {
 		out.Shards = append(out.Shards, s.id)
 		switch ask {
 		case askDevices:
-			out.Devices = append(out.Devices, s.Devices(q.After, q.Limit)...)
+			out.Devices = append(out.Devices, s.Devices(q.After, q.Limit, where)...)
 		case askAnomalies:
 			out.Anomalies = append(out.Anomalies, s.Anomalies(q.Anomaly)...)
 		case askQuarantine:

@@ -95,9 +95,10 @@ func (r *Router) askNode(ctx context.Context, peer string, question []byte) ([]b
 	return readAnswer(0, b)
 }
 
-// Devices lists devices of all shards in ascending order.
-func (r *Router) Devices(ctx context.Context, after string, limit int) ([]Device, error) {
-	parts, err := r.everyShard(ctx, askDevices, listQuestion{After: after, Limit: limit})
+// Devices lists devices of all shards in ascending order: those that where (an
+// expression of package fleet that parses, or "") selects at the time now.
+func (r *Router) Devices(ctx context.Context, after string, limit int, where string, now int64) ([]Device, error) {
+	parts, err := r.everyShard(ctx, askDevices, listQuestion{After: after, Limit: limit, Where: where, Now: now})
 	var out []Device
 	for _, p := range parts {
 		out = append(out, p.Devices...)

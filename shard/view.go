@@ -54,26 +54,6 @@ type ReplicaStatus struct {
 	Digest          uint64 // of the state at Applied; 0 unless asked for
 }
 
-// Devices lists devices behind an id in ascending order.
-func (s *Shard) Devices(after string, limit int) []Device {
-	m := s.fsm.machine
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	ids := make([]string, 0, len(m.registry.byID))
-	for id := range m.registry.byID {
-		if id > after {
-			ids = append(ids, id)
-		}
-	}
-	slices.Sort(ids)
-	ids = ids[:within(limit, len(ids))]
-	out := make([]Device, len(ids))
-	for i, id := range ids {
-		out[i] = m.describe(m.registry.byID[id], false)
-	}
-	return out
-}
-
 // Device describes one device with its latest readings and open anomalies.
 func (s *Shard) Device(id string) (Device, error) {
 	m := s.fsm.machine

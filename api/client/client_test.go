@@ -134,7 +134,7 @@ func TestEveryCallReachesItsRoute(t *testing.T) {
 	if d, err := c.Device(ctx, "d"); err != nil || len(d.Latest) != 1 || d.Latest[0].Value != 1.5 || len(d.Anomalies) != 1 {
 		t.Errorf("device: %+v, %v", d, err)
 	}
-	if got := all(t, c.Devices(ctx)); len(got) != 4 {
+	if got := all(t, c.Devices(ctx, "")); len(got) != 4 {
 		t.Errorf("devices: %+v", got)
 	}
 	open := true

@@ -158,10 +158,15 @@ func nextCursor(link string) string {
 	return u.Query().Get("cursor")
 }
 
-// Devices walks all devices in the order of their ids.
-func (c *Client) Devices(ctx context.Context) iter.Seq2[api.Device, error] {
+// Devices walks the devices that an expression selects ("" is all) in the order of
+// their ids; the server documents the language under /api/v1/devices.
+func (c *Client) Devices(ctx context.Context, where string) iter.Seq2[api.Device, error] {
 	return walk(func(cursor string) ([]api.Device, string, error) {
-		l, err := get[api.DeviceList](ctx, c, "/api/v1/devices", listValues(0, cursor, time.Time{}, time.Time{}))
+		v := listValues(0, cursor, time.Time{}, time.Time{})
+		if where != "" {
+			v.Set("where", where)
+		}
+		l, err := get[api.DeviceList](ctx, c, "/api/v1/devices", v)
 		return l.Devices, l.Next, err
 	})
 }

@@ -199,8 +199,8 @@ func (b *backend) Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucke
 }
 
 // Devices implements api.Reader.
-func (b *backend) Devices(ctx context.Context, after string, limit int) ([]api.Device, error) {
-	ds, err := b.node.router.Devices(ctx, after, limit)
+func (b *backend) Devices(ctx context.Context, q api.DeviceQuery) ([]api.Device, error) {
+	ds, err := b.node.router.Devices(ctx, q.After, q.Limit, q.Where, q.Now)
 	out := make([]api.Device, len(ds))
 	for i := range ds {
 		out[i] = apiDevice(&ds[i])

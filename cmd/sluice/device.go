@@ -21,8 +21,9 @@ type deviceCmd struct {
 
 type deviceListCmd struct {
 	apiFlag
-	Limit int  `default:"1000" help:"Devices at most; 0: all."`
-	JSON  bool `name:"json" help:"Print JSON, one device a line."`
+	Where string `placeholder:"EXPRESSION" help:"Only devices that this selects: attributes.model = \"x1\" and (last_seen < -1h or anomaly)."`
+	Limit int    `default:"1000" help:"Devices at most; 0: all."`
+	JSON  bool   `name:"json" help:"Print JSON, one device a line."`
 }
 
 // Run implements kong.
@@ -30,7 +31,7 @@ func (c *deviceListCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error {
 		t := newTable(os.Stdout, "DEVICE", "FIRST SEEN", "LAST SEEN", ">ATTRIBUTES")
 		n := 0
-		for d, err := range cl.Devices(ctx) {
+		for d, err := range cl.Devices(ctx, c.Where) {
 			if err != nil {
 				return err
 			}

@@ -14,8 +14,10 @@ import (
 	"sort"
 	"strconv"
 	"sync"
+	"time"
 
 	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/fleet"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -250,17 +252,34 @@ func (c *Cluster) Buckets(_ context.Context, q store.Aggregate) ([]store.Bucket,
 }
 
 // Devices fulfils api.Reader.
-func (c *Cluster) Devices(_ context.Context, after string, limit int) ([]api.Device, error) {
+func (c *Cluster) Devices(_ context.Context, q api.DeviceQuery) ([]api.Device, error) {
+	var where *fleet.Expression
+	if q.Where != "" {
+		var err error
+		if where, err = fleet.Parse(q.Where, time.UnixMicro(q.Now)); err != nil {
+			return nil, err
+		}
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	ids := slices.Sorted(maps.Keys(c.points))
-	i := sort.Search(len(ids), func(i int) bool { return ids[i] > after })
+	i := sort.Search(len(ids), func(i int) bool { return ids[i] > q.After })
 	var found []api.Device
-	for _, id := range ids[i:min(len(ids), i+limit)] {
-		found = append(found, c.describe(id))
+	for _, id := range ids[i:] {
+		if d := c.describe(id); len(found) < q.Limit && (where == nil || where.Matches(subject{&d})) {
+			found = append(found, d)
+		}
 	}
 	return found, nil
 }
+
+// subject is a device as expressions see it.
+type subject struct{ d *api.Device }
+
+func (s subject) ID() string                          { return s.d.ID }
+func (s subject) Seen() (first, last int64)           { return int64(s.d.FirstSeen), int64(s.d.LastSeen) }
+func (s subject) Attribute(key string) (string, bool) { v, ok := s.d.Attributes[key]; return v, ok }
+func (s subject) Worst() (float64, bool)              { return 0, false }
 
 func (c *Cluster) describe(id string) api.Device {
 	d := api.Device{ID: id, Attributes: map[string]string{"model": "m1"}}
