@@ -64,6 +64,10 @@ type Reader interface {
 	Readings(ctx context.Context, q store.Query) ([]store.Point, error)
 	// Buckets is Readings in buckets, in ascending order of store.Bucket.
 	Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucket, error)
+	// Await returns when what is asked after it holds acknowledged writes: those
+	// that concern a device, or all when device is "". ErrConflict for a write
+	// that this cluster does not have.
+	Await(ctx context.Context, device string, writes []telemetry.Write) error
 	// Devices lists devices in ascending byte order of their ids, see DeviceQuery.
 	// Latest and Anomalies may be left empty.
 	Devices(ctx context.Context, q DeviceQuery) ([]Device, error)

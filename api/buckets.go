@@ -131,7 +131,7 @@ func (s *Server) getBuckets(w http.ResponseWriter, r *http.Request, p *params) e
 			p.problem("%v", err)
 		}
 	}
-	aggs, asCSV := p.aggregates(), p.wantsCSV(r.Header)
+	aggs, asCSV, writes := p.aggregates(), p.wantsCSV(r.Header), p.afterWrite()
 	if err := p.err(); err != nil {
 		return err
 	}
@@ -140,6 +140,9 @@ func (s *Server) getBuckets(w http.ResponseWriter, r *http.Request, p *params) e
 		return err
 	}
 	defer release()
+	if err := s.await(r.Context(), q.Device, writes); err != nil {
+		return err
+	}
 	buckets, err := s.backend.Reader.Buckets(r.Context(), q)
 	if err != nil {
 		return err

@@ -63,15 +63,18 @@ func (s *Server) listRoutes() {
 	register(s, huma.Operation{
 		OperationID: "devices", Method: http.MethodGet, Path: "/api/v1/devices", Summary: "Devices by id",
 		Parameters: append([]*huma.Param{
-			queryParam("where", `only devices that this selects: attributes.model = "x1" and (last_seen < -1h or anomaly)`, stringSchema()),
+			queryParam("where", `only devices that this selects: attributes.model = "x1" and (last_seen < -1h or anomaly)`, stringSchema()), afterWriteParam(),
 		}, pageParams(ReadingsLimitMax)...), DefaultStatus: http.StatusOK,
 	}, s.listDevices)
 	register(s, huma.Operation{
 		OperationID: "device", Method: http.MethodGet, Path: "/api/v1/devices/{id}", Summary: "One device with its latest readings and open anomalies",
-		Parameters: []*huma.Param{pathParam("id", "device")}, DefaultStatus: http.StatusOK,
+		Parameters: []*huma.Param{pathParam("id", "device"), afterWriteParam()}, DefaultStatus: http.StatusOK,
 	}, func(ctx context.Context, p *params) (Device, error) {
-		id := p.pathDevice()
+		id, writes := p.pathDevice(), p.afterWrite()
 		if err := p.err(); err != nil {
+			return Device{}, err
+		}
+		if err := s.await(ctx, id, writes); err != nil {
 			return Device{}, err
 		}
 		return s.backend.Reader.Device(ctx, id)
@@ -115,6 +118,7 @@ func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error)
 			p.problem("%v", err)
 		}
 	}
+	writes := p.afterWrite()
 	if err := p.err(); err != nil {
 		return DeviceList{}, err
 	}
@@ -123,6 +127,9 @@ func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error)
 		return DeviceList{}, err
 	}
 	defer release()
+	if err := s.await(ctx, "", writes); err != nil {
+		return DeviceList{}, err
+	}
 	devices, err := s.backend.Reader.Devices(ctx, q)
 	if err != nil {
 		return DeviceList{}, err

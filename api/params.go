@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"math"
 	"net/url"
 	"slices"
@@ -25,6 +26,7 @@ const (
 // them, so that the user learns of everything at once.
 type params struct {
 	path     func(name string) string
+	header   func(name string) string
 	query    url.Values
 	problems []string
 }
@@ -32,6 +34,7 @@ type params struct {
 // Resolve fills params when huma is the caller.
 func (p *params) Resolve(ctx huma.Context) []error {
 	u := ctx.URL()
+	p.header = ctx.Header
 	p.open(&u, ctx.Param, ctx.Operation())
 	return nil
 }
@@ -87,6 +90,37 @@ func (p *params) limit(most int) int {
 		return ReadingsLimitDefault
 	}
 	return n
+}
+
+// headerAfterWrite says what the parameter after_write says.
+const headerAfterWrite = "Sluice-After-Write"
+
+// afterWrite reads what the answer must include.
+func (p *params) afterWrite() []telemetry.Write {
+	s := p.query.Get("after_write")
+	if s == "" {
+		s = p.header(headerAfterWrite)
+	}
+	if s == "" {
+		return nil
+	}
+	writes, err := telemetry.ParseWriteToken(s)
+	if err != nil {
+		p.problem("after_write: %v", err)
+	}
+	return writes
+}
+
+// await waits for nothing without writes.
+func (s *Server) await(ctx context.Context, device string, writes []telemetry.Write) error {
+	if len(writes) == 0 {
+		return nil
+	}
+	return s.backend.Reader.Await(ctx, device, writes)
+}
+
+func afterWriteParam() *huma.Param {
+	return queryParam("after_write", "token of a write that the answer must include; also as header "+headerAfterWrite, stringSchema())
 }
 
 // order reports whether the latest come first.

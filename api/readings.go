@@ -39,6 +39,7 @@ func (s *Server) readingRoutes(mux *http.ServeMux) {
 				queryParam("order", "by time", &huma.Schema{Type: huma.TypeString, Enum: []any{"asc", "desc"}, Default: "asc"}),
 				queryParam("step", "answer with buckets of this length instead: 30s, 1m, 1h, 1d", stringSchema()),
 				queryParam("agg", "with step, what to say of a bucket: some of avg,min,max,last,count; all when it is left out", stringSchema()),
+				afterWriteParam(),
 				queryParam("format", "wins over the Accept header", &huma.Schema{Type: huma.TypeString, Enum: []any{"json", "csv"}}),
 			},
 		),
@@ -63,7 +64,7 @@ func (s *Server) getReadings(w http.ResponseWriter, r *http.Request, p *params) 
 			p.problem("%v", err)
 		}
 	}
-	asCSV := p.wantsCSV(r.Header)
+	asCSV, writes := p.wantsCSV(r.Header), p.afterWrite()
 	if err := p.err(); err != nil {
 		return err
 	}
@@ -72,6 +73,9 @@ func (s *Server) getReadings(w http.ResponseWriter, r *http.Request, p *params) 
 		return err
 	}
 	defer release()
+	if err := s.await(r.Context(), q.Device, writes); err != nil {
+		return err
+	}
 	points, err := s.backend.Reader.Readings(r.Context(), q)
 	if err != nil {
 		return err

@@ -173,7 +173,7 @@ func (s *Server) plain(mux *http.ServeMux, op huma.Operation, handle func(http.R
 	op = operation(op)
 	s.huma.OpenAPI().AddOperation(&op)
 	mux.HandleFunc(op.Method+" "+op.Path, func(w http.ResponseWriter, r *http.Request) {
-		var p params
+		p := params{header: r.Header.Get}
 		p.open(r.URL, r.PathValue, &op)
 		if err := handle(w, r, &p); err != nil {
 			s.fail(w, r, err)

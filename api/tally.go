@@ -23,6 +23,7 @@ type tally struct {
 	mu       sync.Mutex
 	counts   Counts
 	open     int
+	writes   []telemetry.Write
 	settled  bool          // the answer is being written, what comes later is too late
 	stopped  bool          // an outcome is unknown: the client must send all again anyway
 	progress chan struct{} // holds a token after every outcome
@@ -81,6 +82,9 @@ func (t *tally) add(number int, r *telemetry.Result) {
 	c.Quarantined += r.Quarantined
 	c.Refused += r.Refused
 	c.Unknown += r.Unknown
+	for _, w := range r.Writes {
+		t.writes = telemetry.AddWrite(t.writes, w)
+	}
 	t.stopped = t.stopped || r.Unknown > 0
 	if r.Refused > 0 && int(r.Refusal) < len(c.refusals) {
 		c.refusals[r.Refusal] += r.Refused
@@ -123,6 +127,7 @@ func (t *tally) settle() Counts {
 	t.counts.Received += t.open
 	t.counts.Unknown += t.open
 	slices.SortFunc(t.counts.Errors, func(a, b LineError) int { return cmp.Compare(a.Line, b.Line) })
+	t.counts.Token = telemetry.WriteToken(t.writes)
 	if t.counts.Errors == nil {
 		t.counts.Errors = []LineError{}
 	}

@@ -16,6 +16,13 @@ import (
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
+// headerWriteToken repeats Counts.Token where it is short enough for a header: a
+// body that touches a few hundred shards has it in its answer alone.
+const (
+	headerWriteToken = "Sluice-Write-Token"
+	tokenHeaderMax   = 2048
+)
+
 // quotaRetryAfter is suggested when the cluster refuses for want of room: disks
 // do not empty within seconds.
 const quotaRetryAfter = 30 * time.Second
@@ -186,7 +193,7 @@ func (s *Server) submit(ctx context.Context, messages splitter, key string, t *t
 			return number, nil
 		}
 		l.tally, l.number = t, number
-		l.publish = telemetry.Publish{Payload: l.buf, Received: time.Now().UnixMicro(), QoS: 1}
+		l.publish = telemetry.Publish{Payload: l.buf, Received: time.Now().UnixMicro(), QoS: 1, Token: true}
 		if key != "" {
 			l.publish.Client, l.publish.PacketID, l.publish.Dup = keyOfLine(key, number), uint16(number), true
 		}
@@ -274,6 +281,9 @@ func verdict(c *Counts) int {
 func (s *Server) answer(w http.ResponseWriter, c Counts, cause error) error {
 	if c.Errors == nil {
 		c.Errors = []LineError{}
+	}
+	if c.Token != "" && len(c.Token) <= tokenHeaderMax {
+		w.Header().Set(headerWriteToken, c.Token)
 	}
 	var p *Problem
 	if errors.As(cause, &p) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -61,12 +62,15 @@ func TestPublishCountsEveryMessage(t *testing.T) {
 			if c.media != "" {
 				header = []string{"Content-Type", c.media}
 			}
-			if r := n.publish(c.body, header...); r.status != 200 || strings.TrimSpace(r.body) != c.want {
+			if r := n.publish(c.body, header...); r.status != 200 || writeToken.ReplaceAllString(strings.TrimSpace(r.body), "") != c.want {
 				t.Errorf("got  %d %s\nwant 200 %s", r.status, r.body, c.want)
 			}
 		})
 	}
 }
+
+// writeToken stands in every answer that stored something.
+var writeToken = regexp.MustCompile(`,"token":"[A-Za-z0-9_-]+"`)
 
 func TestPublishDecompresses(t *testing.T) {
 	n := start(t, api.Config{})

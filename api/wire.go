@@ -229,6 +229,7 @@ type Counts struct {
 	Unknown       int         `json:"unknown,omitempty" doc:"not known to be durable: send them again"`
 	Errors        []LineError `json:"errors" nullable:"false"`
 	ErrorsOmitted int         `json:"errors_omitted,omitempty" doc:"further errors that are not listed"`
+	Token         string      `json:"token,omitempty" doc:"names what is durable: a query with after_write=token holds it, whichever node answers"`
 
 	refusals [telemetry.RefusalTooLarge + 1]int // Refused by kind, for the status
 }

@@ -92,6 +92,10 @@ func (c *conn) answerLocked(p *publish) bool {
 			c.received++
 		}
 	}
+	if code.Code == 0 && len(p.result.Writes) > 0 {
+		c.out = c.appendTokenAck(c.out, kind, p.PacketID, p.result.Writes)
+		return true
+	}
 	c.out = c.appendAck(c.out, kind, p.PacketID, code)
 	return true
 }

@@ -80,6 +80,7 @@ func (c *conn) handlePublish(pk *packets.Packet) verdict {
 		p.special.Retain = pk.FixedHeader.Retain
 		p.special.Expires, p.special.Props = expiryOf(&pk.Properties, now), propsOf(&pk.Properties)
 	}
+	p.Token = p.QoS > 0 && c.problemInfo && wantsToken(pk)
 	c.classify(p)
 	return c.enqueue(p)
 }

@@ -125,7 +125,7 @@ func (p *Pipeline) Publish(pub *telemetry.Publish, done func(telemetry.Result)) 
 	defer p.parsers.Put(ps)
 	msgs, err := ps.scanner.Parse(pub.Device, pub.Payload, pub.Received, ps.messages[:0])
 	ps.messages = msgs
-	t := &publication{pipeline: p, size: size, done: done, open: len(msgs)}
+	t := &publication{pipeline: p, size: size, done: done, open: len(msgs), token: pub.Token}
 	switch {
 	case err != nil:
 		t.result.Reason = err.Error()
@@ -250,7 +250,18 @@ type publication struct {
 
 	mu     sync.Mutex
 	open   int // messages without an outcome
+	token  bool
 	result telemetry.Result
+}
+
+// settleAt is settle for a message whose block became durable at w.
+func (t *publication) settleAt(o telemetry.Outcome, w telemetry.Write) {
+	if t.token && w.Index > 0 {
+		t.mu.Lock()
+		t.result.Writes = telemetry.AddWrite(t.result.Writes, w)
+		t.mu.Unlock()
+	}
+	t.settle(o)
 }
 
 // settle records the outcome of one message and reports with the last one.

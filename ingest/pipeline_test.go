@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -304,7 +305,7 @@ func TestAnswerCutShortAcknowledgesNothingItDoesNotName(t *testing.T) {
 	defer p.Close()
 	l := newLedger()
 	pub := &publication{pipeline: p, open: 2, done: l.done(0)}
-	p.queues[0].settle(&sealed{waiters: []waiter{pub, pub}}, telemetry.Applied, []telemetry.Outcome{telemetry.Duplicate})
+	p.queues[0].settle(&sealed{waiters: []waiter{pub, pub}}, telemetry.Applied, shard.Result{Outcomes: []telemetry.Outcome{telemetry.Duplicate}})
 	if r := l.results[0]; r.Applied != 0 || r.Duplicate != 1 || r.Unknown != 1 {
 		t.Fatalf("result %+v, want one duplicate and one unknown", r)
 	}
@@ -331,7 +332,7 @@ func TestRedeliveredGarbageAndUntimedReadingsAreRecognised(t *testing.T) {
 		drainOpen(t, p)
 		got := l.results[1]
 		got.Reason = ""
-		if got != c.want {
+		if !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s again: %+v, want %+v", name, got, c.want)
 		}
 	}
@@ -406,6 +407,33 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 	for _, want := range []string{"origin", "epoch", "shards", "bytes_open_max", "linger"} {
 		if err == nil || !bytes.Contains([]byte(err.Error()), []byte(want)) {
 			t.Errorf("%v does not name %s", err, want)
+		}
+	}
+}
+
+func TestWritesAreNamedWhenAsked(t *testing.T) {
+	p := open(t, newNetwork(3, func() fate { return pass }), nil)
+	defer p.Close()
+	got := make(chan telemetry.Result, 1)
+	payload := `[{"device_id":"a","timestamp":"2026-01-23T15:00:00Z","sensors":{"s":1}},{"device_id":"b","timestamp":"2026-01-23T15:00:00Z","sensors":{"s":1}},{"device_id":"c","timestamp":"2026-01-23T15:00:00Z","sensors":{"s":1}}]`
+	for _, token := range []bool{true, false} {
+		p.Publish(&telemetry.Publish{Payload: []byte(payload), Received: 1_769_180_400_000_000, QoS: 1, Token: token}, func(r telemetry.Result) { got <- r })
+		select {
+		case r := <-got:
+			shards := map[telemetry.ShardID]bool{}
+			for _, d := range []string{"a", "b", "c"} {
+				shards[telemetry.ShardOf(d, 3)] = true
+			}
+			if token && len(r.Writes) != len(shards) || !token && r.Writes != nil {
+				t.Errorf("token %v: %+v", token, r)
+			}
+			for _, w := range r.Writes {
+				if !shards[w.Shard] || w.Index == 0 {
+					t.Errorf("write %+v", w)
+				}
+			}
+		case <-time.After(20 * time.Second):
+			t.Fatal("no result")
 		}
 	}
 }

@@ -215,7 +215,7 @@ func (q *queue) answered(t transmission, res shard.Result, err error) {
 	q.mu.Unlock()
 	q.pump()
 	for _, b := range finished {
-		q.settle(b, outcome, res.Outcomes)
+		q.settle(b, outcome, res)
 	}
 }
 
@@ -279,7 +279,8 @@ func (q *queue) reset() []*sealed {
 }
 
 // settle reports a finished block to everybody in it.
-func (q *queue) settle(b *sealed, all telemetry.Outcome, each []telemetry.Outcome) {
+func (q *queue) settle(b *sealed, all telemetry.Outcome, res shard.Result) {
+	each, at := res.Outcomes, telemetry.Write{Shard: q.id, Index: res.Index}
 	q.pipeline.metrics.committed(time.Since(b.at))
 	for i, t := range b.waiters {
 		o := all
@@ -288,7 +289,7 @@ func (q *queue) settle(b *sealed, all telemetry.Outcome, each []telemetry.Outcom
 				o = each[i]
 			}
 		}
-		t.settle(o)
+		t.settleAt(o, at)
 	}
 	clear(b.waiters)
 	q.mu.Lock()

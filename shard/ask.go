@@ -22,6 +22,7 @@ import (
 const (
 	askReadings    = 'r'
 	askBuckets     = 'b'
+	askReached     = 'w' // does the log reach the index of a write
 	askDevice      = 'd'
 	askDevices     = 'D'
 	askAnomalies   = 'a'
@@ -107,7 +108,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askBuckets, askDevice, askRemove, askAttributes, askPut, askApplied:
+	case askReadings, askBuckets, askReached, askDevice, askRemove, askAttributes, askPut, askApplied:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -143,6 +144,14 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 		}
 		buckets, err := s.Buckets(ctx, q)
 		return appendBuckets(nil, buckets), err
+	case askReached:
+		r := wire.NewReader(body)
+		index := r.Uint()
+		if r.Err() != nil {
+			return nil, r.Err()
+		}
+		last, err := s.last()
+		return wire.AppendBool(wire.AppendUint(nil, last), last >= index), err
 	case askDevice:
 		if err := s.Verify(); err != nil {
 			return nil, err

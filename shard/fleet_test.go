@@ -28,12 +28,12 @@ func TestDevicesAreSelectedInTheShard(t *testing.T) {
 	}
 	s := &Shard{id: 3, fsm: &fsm{machine: m}}
 	for text, want := range map[string]int{
-		`attributes.model = "x1"`:                          (n + 1) / 3,
-		`attributes.firmware < 10`:                         10,
-		`anomaly`:                                          8,
-		`severity > 50`:                                    3,
-		`attributes.serial != "1"`:                         n,
-		`last_seen >= -10s`:                                11,
+		`attributes.model = "x1"`:  (n + 1) / 3,
+		`attributes.firmware < 10`: 10,
+		`anomaly`:                  8,
+		`severity > 50`:            3,
+		`attributes.serial != "1"`: n,
+		`last_seen >= -10s`:        11,
 		`anomaly and attributes.firmware in (7, 107, 108)`: 2,
 	} {
 		where, err := fleet.Parse(text, time.UnixMicro(epoch2026+(n-1)*second))

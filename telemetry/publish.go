@@ -12,6 +12,7 @@ type Publish struct {
 	PacketID uint16
 	QoS      byte
 	Dup      bool // the publisher says that it may have sent this before
+	Token    bool // the publisher wants Result.Writes
 }
 
 // Result is what became of all messages of one Publish.
@@ -23,6 +24,7 @@ type Result struct {
 	Unknown     int    // not known to be durable: the publish must not be acknowledged
 	Reason      string // why the first refused or quarantined message is not applied
 	Refusal     Refusal
+	Writes      []Write // where what is stored became durable; nil unless Publish.Token
 }
 
 // Refusal says in which way a publish was refused; each has its own MQTT reason

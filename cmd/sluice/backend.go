@@ -198,6 +198,15 @@ func (b *backend) Buckets(ctx context.Context, q store.Aggregate) ([]store.Bucke
 	return buckets, unavailable(err)
 }
 
+// Await implements api.Reader.
+func (b *backend) Await(ctx context.Context, device string, writes []telemetry.Write) error {
+	err := b.node.router.Await(ctx, device, writes)
+	if errors.Is(err, shard.ErrNotReached) {
+		return fmt.Errorf("the token names a write that is not here (%w), it was given by another cluster or before data was lost: leave it out", errors.Join(err, api.ErrConflict))
+	}
+	return unavailable(err)
+}
+
 // Devices implements api.Reader.
 func (b *backend) Devices(ctx context.Context, q api.DeviceQuery) ([]api.Device, error) {
 	ds, err := b.node.router.Devices(ctx, q.After, q.Limit, q.Where, q.Now)

@@ -108,7 +108,13 @@ func (i ingest) Publish(p *telemetry.Publish, done func(telemetry.Result)) {
 	if h := i.c.hook().Publish; h != nil && h(p, done) {
 		return
 	}
-	done(i.c.apply(p.Payload, p.Received))
+	r := i.c.apply(p.Payload, p.Received)
+	if p.Token && r.Applied+r.Duplicate+r.Quarantined > 0 {
+		i.c.mu.Lock()
+		r.Writes = []telemetry.Write{{Index: i.c.counts.Received}}
+		i.c.mu.Unlock()
+	}
+	done(r)
 }
 
 // message is the part of a telemetry object that this backend understands.
@@ -249,6 +255,18 @@ func (c *Cluster) Buckets(_ context.Context, q store.Aggregate) ([]store.Bucket,
 		}
 	}
 	return b.Buckets(), nil
+}
+
+// Await fulfils api.Reader: everything acknowledged is there.
+func (c *Cluster) Await(_ context.Context, _ string, writes []telemetry.Write) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range writes {
+		if w.Shard != 0 || w.Index > c.counts.Received {
+			return fmt.Errorf("entry %d of shard %d: %w", w.Index, w.Shard, api.ErrConflict)
+		}
+	}
+	return nil
 }
 
 // Devices fulfils api.Reader.

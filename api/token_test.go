@@ -1,0 +1,36 @@
+package api_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+func TestQueriesIncludeTheWriteTheyName(t *testing.T) {
+	n := start(t, api.Config{})
+	r := n.do("POST", "/api/v1/telemetry", strings.NewReader(`{"device_id":"pump-7","timestamp":"2026-01-23T15:00:00Z","sensors":{"s":1}}`), "Content-Type", "application/x-ndjson")
+	counts := decode[api.Counts](t, r)
+	if r.status != 200 || counts.Token == "" || r.header.Get("Sluice-Write-Token") != counts.Token {
+		t.Fatalf("got %d %s, header %q", r.status, r.body, r.header.Get("Sluice-Write-Token"))
+	}
+	foreign := telemetry.WriteToken([]telemetry.Write{{Shard: 0, Index: 1 << 40}})
+	for _, path := range []string{"/api/v1/devices/pump-7/readings", "/api/v1/devices/pump-7/readings?step=1m", "/api/v1/devices/pump-7", "/api/v1/devices"} {
+		for token, want := range map[string]int{counts.Token: 200, foreign: 409, "nonsense": 400} {
+			sep := "?"
+			if strings.Contains(path, "?") {
+				sep = "&"
+			}
+			if r := n.get(path + sep + "after_write=" + token); r.status != want {
+				t.Errorf("%s after write %s: %d %s, want %d", path, token, r.status, r.body, want)
+			}
+			if r := n.get(path, "Sluice-After-Write", token); r.status != want {
+				t.Errorf("%s with the header %s: %d %s, want %d", path, token, r.status, r.body, want)
+			}
+		}
+	}
+	if bad := n.do("POST", "/api/v1/telemetry", strings.NewReader(``), "Content-Type", "application/x-ndjson"); strings.Contains(bad.body, "token") {
+		t.Errorf("a token for nothing: %s", bad.body)
+	}
+}
