@@ -12,6 +12,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/time/rate"
 
 	"github.com/sluice-iot/sluice/broker/poll"
 	"github.com/sluice-iot/sluice/session"
@@ -34,19 +35,21 @@ type Ingest interface {
 
 // Broker is a node's MQTT broker.
 type Broker struct {
-	log      *slog.Logger
-	cfg      Config
-	ingest   Ingest
-	metrics  *metrics
-	poller   *poll.Poller // nil where the system has none
-	buffers  readBuffers
-	started  time.Time
-	sessions sessions
-	retained retained
-	cluster  Cluster
-	subs     subscribers
-	budget   budget
-	halfOpen halfOpen
+	log                 *slog.Logger
+	cfg                 Config
+	ingest              Ingest
+	metrics             *metrics
+	poller              *poll.Poller // nil where the system has none
+	buffers             readBuffers
+	started             time.Time
+	sessions            sessions
+	retained            retained
+	cluster             Cluster
+	subs                subscribers
+	budget              budget
+	connects            *rate.Limiter
+	identities, devices *limiters
+	halfOpen            halfOpen
 
 	connected  atomic.Int64
 	inFlight   atomic.Int64 // handed to ingest, not reported
@@ -82,6 +85,8 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 	b.sessions.byID = map[string]*live{}
 	b.retained = retained{max: cfg.RetainedMax, bytesMax: cfg.RetainedBytesMax, kept: map[string]*session.Message{}}
 	b.budget.max = cfg.InFlightBytesMax
+	b.connects = rate.NewLimiter(rate.Limit(cfg.Limits.Connects), max(connectBurstMin, int(cfg.Limits.Connects/10)))
+	b.identities, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
 	b.halfOpen.max = cfg.HalfOpenMax
 	b.buffers.size = cfg.ReadBufferBytes
 	if reg != nil {

@@ -104,6 +104,9 @@ type Config struct {
 	// gives its goroutine and buffers back; up to twice of it passes. Default 1 s.
 	IdleAfter time.Duration
 
+	// Limits bound what clients may ask per second.
+	Limits Limits
+
 	// Authenticator decides who a client is; nil lets everybody in.
 	Authenticator Authenticator
 
@@ -151,6 +154,8 @@ func (c Config) withDefaults() Config {
 	def(&c.WriteTimeout, 30*time.Second)
 	def(&c.ReadBufferBytes, 2<<10)
 	def(&c.IdleAfter, time.Second)
+	def(&c.Limits.Connects, 5000)
+	def(&c.Limits.ConnectWait, 2*time.Second)
 	return c
 }
 
@@ -170,6 +175,9 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf(format, args...))
 		}
 	}
+	bad(c.Limits.Connects >= 1, "limits: connects %v per second: want at least 1", c.Limits.Connects)
+	bad(c.Limits.ConnectWait > 0, "limits: connect wait %v: must not be negative", c.Limits.ConnectWait)
+	bad(c.Limits.Identity >= 0 && c.Limits.Device >= 0, "limits: %v and %v publishes per second: must not be negative", c.Limits.Identity, c.Limits.Device)
 	for i := range c.Endpoints {
 		if err := c.Endpoints[i].validate(); err != nil {
 			errs = append(errs, err)

@@ -66,6 +66,9 @@ func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets
 	if code := c.greet(pk); code != packets.CodeSuccess {
 		return code
 	}
+	if code := b.queue(ctx, c); code != packets.CodeSuccess {
+		return code
+	}
 	if code := b.willAndIdentity(ctx, c, pk); code != packets.CodeSuccess {
 		return code
 	}

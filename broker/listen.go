@@ -85,7 +85,7 @@ func (b *Broker) accept(ctx context.Context, l net.Listener, e *Endpoint) {
 func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 	c := newConn(b, nc)
 	place := b.halfOpen.add(nc)
-	code, err := b.handshake(ctx, c, e)
+	code, err := b.handshake(ctx, c, e, place)
 	b.halfOpen.remove(place)
 	if err != nil || code != packets.CodeSuccess {
 		defer b.running.Done()
@@ -127,7 +127,7 @@ func (b *Broker) end(c *conn, err error) {
 
 // handshake opens the layers below MQTT, then reads and judges the CONNECT, all
 // under one deadline.
-func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint) (packets.Code, error) {
+func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint, place *list.Element) (packets.Code, error) {
 	if err := c.Conn.SetDeadline(time.Now().Add(b.cfg.ConnectTimeout)); err != nil {
 		return packets.CodeSuccess, fmt.Errorf("set connect deadline: %w", err)
 	}
@@ -140,6 +140,7 @@ func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint) (packets.C
 	if err != nil {
 		return packets.CodeSuccess, err
 	}
+	b.halfOpen.remove(place) // it has said who it is: now it waits its turn, and is not pushed out
 	if code := b.admit(ctx, c, &pk); code != packets.CodeSuccess {
 		return code, nil
 	}

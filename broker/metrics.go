@@ -27,6 +27,7 @@ type metrics struct {
 	delivered   prometheus.Counter
 	dropped     *prometheus.CounterVec
 	writes      prometheus.Counter
+	connectWait prometheus.Histogram
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -47,6 +48,11 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		delivered:   counter("deliveries_total", "Messages sent to subscribers."),
 		dropped:     vec("deliveries_dropped_total", "Messages that a subscriber did not get.", "reason"),
 		writes:      counter("socket_writes_total", "Write calls on client sockets."),
+		connectWait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Namespace: "sluice", Subsystem: "broker", Name: "connect_wait_seconds",
+			Help:    "Time that a CONNECT waited for its turn; those that need not wait are not counted.",
+			Buckets: prometheus.ExponentialBuckets(0.001, 4, 8), // 1 ms to 16 s: beyond any sensible wait
+		}),
 	}
 	publishes := vec("publishes_total", "Publishes answered, by quality of service and outcome.", "qos", "outcome")
 	names := [outcomes]string{"applied", "duplicate", "quarantined", "mixed", "refused", "unknown", "local"}
@@ -59,7 +65,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{publishes, m.ackLatency, m.refused, m.disconnects, m.delivered, m.dropped, m.writes} {
+	for _, c := range []prometheus.Collector{publishes, m.ackLatency, m.refused, m.disconnects, m.delivered, m.dropped, m.writes, m.connectWait} {
 		if err := reg.Register(c); err != nil {
 			errs = append(errs, fmt.Errorf("register broker metric: %w", err))
 		}

@@ -82,6 +82,9 @@ func (c *conn) handlePublish(pk *packets.Packet) verdict {
 	}
 	p.Token = p.QoS > 0 && c.problemInfo && wantsToken(pk)
 	c.classify(p)
+	if p.refusal.Code == 0 {
+		c.throttle(p)
+	}
 	return c.enqueue(p)
 }
 

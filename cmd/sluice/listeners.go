@@ -18,6 +18,14 @@ type MQTTConfig struct {
 	TLS       MQTTTLSConfig   `yaml:"tls"`        // also the certificate of websocket.tls_listen
 	WebSocket WebSocketConfig `yaml:"websocket"`  //
 	ProxyFrom []string        `yaml:"proxy_from"` // networks of load balancers that send PROXY protocol v2
+	Limits    LimitsConfig    `yaml:"limits"`
+}
+
+// LimitsConfig bounds what clients of this node may ask per second.
+type LimitsConfig struct {
+	Connects        float64 `yaml:"connects"`         // CONNECTs let in; more wait up to 2 s
+	ClientPublishes float64 `yaml:"client_publishes"` // of one identity, or client id; 0: no limit
+	DevicePublishes float64 `yaml:"device_publishes"` // about one device; 0: no limit
 }
 
 // MQTTTLSConfig is the encrypted listener. The files are read again when they change.
@@ -76,6 +84,9 @@ func (c *MQTTConfig) validate(problem func(key, format string, args ...any)) {
 	if p := c.WebSocket.Path; p != "" && !strings.HasPrefix(p, "/") {
 		problem("mqtt.websocket.path", "%q must begin with /", p)
 	}
+	if l := c.Limits; l.Connects < 1 || l.ClientPublishes < 0 || l.DevicePublishes < 0 {
+		problem("mqtt.limits", "are %v, %v and %v per second: use at least 1 connect, and 0 for no limit of publishes", l.Connects, l.ClientPublishes, l.DevicePublishes)
+	}
 	if _, err := c.proxies(); err != nil {
 		problem("mqtt.proxy_from", "%v", err)
 	}
@@ -98,7 +109,7 @@ func (c *MQTTConfig) proxies() (out []netip.Prefix, err error) {
 
 // broker turns the configuration into that of the broker; certificates are loaded.
 func (c *MQTTConfig) broker(logger *slog.Logger) (broker.Config, error) {
-	cfg := broker.Config{}
+	cfg := broker.Config{Limits: broker.Limits{Connects: c.Limits.Connects, Identity: c.Limits.ClientPublishes, Device: c.Limits.DevicePublishes}}
 	proxies, err := c.proxies()
 	if err != nil {
 		return cfg, fmt.Errorf("mqtt.proxy_from: %w", err)
