@@ -11,10 +11,10 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations soak lint fmt bench fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations soak lint fmt bench bench-failover fuzz clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## build bin/sluice, one static binary
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags "-s -w -X main.version=$(VERSION)" -o $(SLUICE) ./cmd/sluice
@@ -70,6 +70,10 @@ lint: ## gofmt, vet and golangci-lint (built from source on first use)
 
 fmt: ## gofmt everything
 	gofmt -w .
+
+bench-failover: build ## 50 kills of a leader's node: time until publishes are acknowledged again; elections of a busy machine
+	$(SLUICE) bench failover --kills 50
+	$(SLUICE) bench elections --duration 1m
 
 bench: build ## measure acknowledged messages per second, latency, CPU and log bytes per message
 	$(SLUICE) bench ingest

@@ -30,6 +30,7 @@ type Survivor struct {
 
 	mu     sync.Mutex
 	conn   *publisher           // the present connection, if any
+	addr   string               // of it
 	sent   uint64               // sequence numbers below it were sent at least once
 	acked  map[uint64]bool      // ... and these acknowledged
 	latest uint64               // the last of them
@@ -73,8 +74,8 @@ func (s *Survivor) connected(ctx, end context.Context, addr string, open []uint6
 		return open
 	}
 	defer p.close()
-	s.hold(p)
-	defer s.hold(nil)
+	s.hold(p, addr)
+	defer s.hold(nil, "")
 	stop := context.AfterFunc(end, p.close)
 	defer stop()
 	ids := map[uint16]uint64{}
@@ -152,10 +153,17 @@ func (s *Survivor) message(seq uint64) []byte {
 // sequence number.
 const sensorNoTime = "sequence"
 
-func (s *Survivor) hold(p *publisher) {
+func (s *Survivor) hold(p *publisher, addr string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.conn = p
+	s.conn, s.addr = p, addr
+}
+
+// Address is where it is connected right now, "" while it is not.
+func (s *Survivor) Address() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.addr
 }
 
 // Switch cuts the present connection, so that the next address is used.

@@ -12,6 +12,8 @@ import (
 
 type benchCmd struct {
 	Ingest    benchIngestCmd    `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
+	Failover  benchFailoverCmd  `cmd:"" help:"Time without an acknowledgement when a leader's node is killed, again and again."`
+	Elections benchElectionsCmd `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies benchAnomaliesCmd `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
 	NAB       benchNABCmd       `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
 }
@@ -41,4 +43,57 @@ func (c *benchIngestCmd) Run(ctx context.Context) error {
 		return json.NewEncoder(os.Stdout).Encode(ms)
 	}
 	return bench.Table(os.Stdout, ms)
+}
+
+type benchFailoverCmd struct {
+	Kills  int    `default:"50" help:"Nodes to kill, one after the other."`
+	Shards uint32 `default:"24" help:"Shards; one client publishes to each."`
+	Data   string `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON   bool   `name:"json" help:"Print JSON."`
+}
+
+// Run implements kong.
+func (c *benchFailoverCmd) Run(ctx context.Context) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Kills < 1 || c.Kills > 10_000 || c.Shards < 1 || c.Shards > 256 {
+		return fmt.Errorf("%d kills, %d shards: use 1 to 10000 and 1 to 256", c.Kills, c.Shards)
+	}
+	f, err := bench.RunFailover(ctx, bench.FailoverConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Shards: c.Shards, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(f)
+	}
+	return f.Table(os.Stdout)
+}
+
+type benchElectionsCmd struct {
+	Duration time.Duration `default:"1m" help:"How long the cores are kept busy."`
+	Spinners int           `default:"0" help:"Goroutines that never wait; 0: two per core."`
+	Shards   uint32        `default:"24" help:"Shards; one client publishes to each."`
+	Data     string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON     bool          `name:"json" help:"Print JSON."`
+}
+
+// Run implements kong.
+func (c *benchElectionsCmd) Run(ctx context.Context) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Duration < time.Second || c.Spinners < 0 || c.Shards < 1 || c.Shards > 256 {
+		return fmt.Errorf("duration %v, %d spinners, %d shards: use at least 1s, 0 or more, 1 to 256", c.Duration, c.Spinners, c.Shards)
+	}
+	e, err := bench.RunElections(ctx, bench.ElectionsConfig{Binary: binary, Dir: c.Data, Duration: c.Duration, Spinners: c.Spinners, Shards: c.Shards, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(e)
+	}
+	return e.Table(os.Stdout)
 }

@@ -37,8 +37,8 @@ func (n *node) serveDebug(context.Context) (func() error, error) {
 }
 
 // serveReplicas describes the replicas of this node with the digests of their
-// states: equal at the same index, or a state machine has diverged. A digest
-// stops its shard for as long as encoding the state takes.
+// states: equal at the same index, or a state machine has diverged. It
+// costs the CPU time of encoding every state.
 func (n *node) serveReplicas(w http.ResponseWriter, _ *http.Request) {
 	if !n.serving.Load() {
 		http.Error(w, "the node is starting", http.StatusServiceUnavailable)
