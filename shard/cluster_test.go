@@ -55,6 +55,7 @@ type testNode struct {
 	router *Router
 	cancel context.CancelFunc
 	done   sync.WaitGroup
+	away   atomic.Bool           // its store refuses what is written
 	gate   *gate                 // shut while the node stands still
 	links  map[string]*link      // to the other nodes; nil: straight to them
 	using  sync.RWMutex          // who is not to be killed meanwhile
@@ -192,7 +193,7 @@ func (n *testNode) start() {
 	} else {
 		n.files, err = parquet.Open(quiet(), nil, parquet.Config{Dir: filepath.Join(n.dir, "store")})
 		must(err)
-		stores.Local = testFiles{n.files}
+		stores.Local = awayStore{testFiles{n.files}, &n.away}
 	}
 	n.mux, err = mux.New(quiet(), nil, mux.Config{Self: n.peer, Listen: "127.0.0.1:0", Secret: []byte("a secret of the tests, long enough")}, n)
 	must(err)

@@ -13,6 +13,8 @@ type fsm struct {
 	applied  func(events []Event) // after every batch, not under mu
 	restored func(index uint64)   // after every restore, under mu
 	started  atomic.Bool          // Restore may be given a leader's snapshot, see snapshotStore
+	// stateBytes is the size of the last snapshot taken without pending blocks.
+	stateBytes atomic.Int64
 }
 
 // Apply implements raft.FSM.

@@ -78,7 +78,7 @@ type Shard struct {
 	verifier  verifier
 	readable  atomic.Uint64 // term whose barrier has passed; 0 when not leading
 	snapIndex atomic.Uint64 // of the last snapshot taken or installed
-	snapBytes atomic.Int64  // its size
+	snapBytes atomic.Int64  // size of the last snapshot taken
 	limits    Limits
 	onLead    func(*Shard) // after winning an election; must not block
 	interrupt func()       // ends waits of the transport, before raft stops
@@ -286,12 +286,24 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 // maybeSnapshot takes a snapshot when the log has outgrown the last one. The
 // Host calls it for one shard after the other.
 func (s *Shard) maybeSnapshot() {
-	if s.log.BytesSince(s.snapIndex.Load()) < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapBytes.Load()) {
+	if s.log.BytesSince(s.snapIndex.Load()) < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) {
 		return
 	}
 	if err := s.snapshot(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		s.logger.Warn("take snapshot", "err", err)
 	}
+}
+
+// snapshotCost is what the next snapshot will write, about: the state, and the
+// blocks that the store lacks. While the store is away it is what the last one
+// wrote, so that each is taken when the log has grown by a multiple of the one
+// before; when the store is back the backlog of the outage does not count any
+// more, or the log would be kept until it had grown by a multiple of that too.
+func (s *Shard) snapshotCost() int64 {
+	s.fsm.mu.Lock()
+	durable := s.fsm.pending.durable
+	s.fsm.mu.Unlock()
+	return min(s.snapBytes.Load(), s.fsm.stateBytes.Load()+s.log.BytesSince(durable))
 }
 
 func (s *Shard) snapshot() error {

@@ -56,7 +56,8 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 }
 
 func (s *snapshot) write(w io.Writer) error {
-	bw := bufio.NewWriterSize(w, 1<<20)
+	counted := &countingWriter{w: w}
+	bw := bufio.NewWriterSize(counted, 1<<20)
 	if _, err := bw.WriteString(snapshotMagic); err != nil {
 		return err
 	}
@@ -66,6 +67,7 @@ func (s *snapshot) write(w io.Writer) error {
 	if err := writeSection(bw, s.pending.append(nil)); err != nil {
 		return err
 	}
+	s.fsm.stateBytes.Store(int64(counted.n + bw.Buffered()))
 	var buf []byte
 	for _, b := range s.blocks {
 		data, err := s.fsm.blockData(b)
@@ -85,6 +87,18 @@ func (s *snapshot) write(w io.Writer) error {
 		return err
 	}
 	return bw.Flush()
+}
+
+// countingWriter counts what it passes on.
+type countingWriter struct {
+	w io.Writer
+	n int
+}
+
+func (c *countingWriter) Write(b []byte) (int, error) {
+	n, err := c.w.Write(b)
+	c.n += n
+	return n, err
 }
 
 // Release implements raft.FSMSnapshot; raft calls it once, after Persist.

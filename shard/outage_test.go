@@ -1,0 +1,108 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"testing"
+
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// awayStore is a store that can be away.
+type awayStore struct {
+	testFiles
+	away *atomic.Bool
+}
+
+var errAway = errors.New("the store is away")
+
+func (s awayStore) Write(ctx context.Context, b *telemetry.Batch) ([16]byte, error) {
+	if s.away.Load() {
+		return [16]byte{}, errAway
+	}
+	return s.testFiles.Write(ctx, b)
+}
+
+// entries is how many entries a node's log holds of a shard, and the first.
+func (n *testNode) entries(id telemetry.ShardID) (count, first uint64) {
+	group := n.log.Group(GroupOf(id))
+	first, err := group.FirstIndex()
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	last, err := group.LastIndex()
+	if err != nil {
+		n.c.t.Fatal(err)
+	}
+	return last + 1 - first, first
+}
+
+// stored waits until every store has what has been acknowledged so far.
+func (c *testCluster) stored(id telemetry.ShardID) {
+	c.t.Helper()
+	applied := c.nodes[0].status(id).Applied
+	for _, n := range c.nodes {
+		eventually(c.t, n.peer+" stores what is acknowledged", func() bool { return n.status(id).Durable+16 >= applied })
+	}
+}
+
+// TestLogGrowsWithTheOutageOfTheStoreAndNotWithUptime: a log that is flushed
+// stays as short as it is, however many entries have gone through it; while the
+// store is away it holds all that the store lacks, through snapshots as well; and
+// shrinks again.
+func TestLogGrowsWithTheOutageOfTheStoreAndNotWithUptime(t *testing.T) {
+	const short, outage = 400, 600 // entries; a snapshot is due after about a hundred, see newTestCluster
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	bounded := func(when string, least uint64) {
+		t.Helper()
+		eventually(t, when+": every log is short", func() bool {
+			p.publish(1) // only what grows is cut
+			for _, n := range c.nodes {
+				if count, first := n.entries(0); count > short || first+count < least {
+					return false
+				}
+			}
+			return true
+		})
+	}
+	p.publish(200)
+	bounded("early", 200)
+	for range 8 {
+		p.publish(100)
+		c.stored(0) // the store keeps up
+	}
+	bounded("after five times as many entries", 1000)
+	for _, n := range c.nodes {
+		n.away.Store(true)
+	}
+	p.publish(outage)
+	for _, n := range c.nodes {
+		st := n.status(0)
+		count, first := n.entries(0)
+		if first > st.Durable+1 || count < outage/2 {
+			t.Fatalf("%s: log begins at %d with %d entries, the store has up to %d", n.peer, first, count, st.Durable)
+		}
+	}
+	leader := c.leader(0)
+	if leader == nil {
+		t.Fatal("nobody leads")
+	}
+	s, _ := leader.host.Shard(0)
+	if err := s.snapshot(); err != nil {
+		t.Fatal(err)
+	}
+	if _, first := leader.entries(0); first > leader.status(0).Durable+1 {
+		t.Fatalf("a snapshot cut the log at %d, the store has up to %d", first, leader.status(0).Durable)
+	}
+	p.check(leader) // what the store lacks is in the answer
+	for _, n := range c.nodes {
+		n.away.Store(false)
+	}
+	bounded("after the outage", 1000+outage)
+	for _, n := range c.nodes {
+		p.check(n)
+	}
+	c.sameDigests(0)
+}
