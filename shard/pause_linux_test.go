@@ -59,9 +59,9 @@ func BenchmarkPauseOfSnapshot(b *testing.B) {
 			defer runtime.UnlockOSThread()
 			var calls, cpu []time.Duration
 			call := func(f func()) {
-				began, used := time.Now(), threadCPU(b)
+				began, used := time.Now(), cpuTime(b, unix.RUSAGE_THREAD)
 				f()
-				calls, cpu = append(calls, time.Since(began)), append(cpu, threadCPU(b)-used)
+				calls, cpu = append(calls, time.Since(began)), append(cpu, cpuTime(b, unix.RUSAGE_THREAD)-used)
 			}
 			var heap uint64
 			var took time.Duration
@@ -105,9 +105,9 @@ func BenchmarkPauseOfSnapshot(b *testing.B) {
 	}
 }
 
-func threadCPU(b *testing.B) time.Duration {
+func cpuTime(b *testing.B, who int) time.Duration {
 	var u unix.Rusage
-	if err := unix.Getrusage(unix.RUSAGE_THREAD, &u); err != nil {
+	if err := unix.Getrusage(who, &u); err != nil {
 		b.Fatal(err)
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
@@ -129,12 +129,15 @@ func BenchmarkCollect(b *testing.B) {
 	runtime.GC()
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
+	used := cpuTime(b, unix.RUSAGE_SELF)
 	b.ResetTimer()
 	for range b.N {
 		runtime.GC()
 	}
 	b.StopTimer()
+	used = cpuTime(b, unix.RUSAGE_SELF) - used
 	runtime.ReadMemStats(&after)
+	b.ReportMetric(used.Seconds()*1e3/float64(b.N), "cpu-ms/collection")
 	b.ReportMetric(float64(after.HeapObjects), "objects")
 	b.ReportMetric(float64(after.HeapAlloc)/(1<<20), "MiB-live")
 	runtime.KeepAlive(c)
