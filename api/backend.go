@@ -49,10 +49,13 @@ type Cluster interface {
 	// Init bootstraps the cluster, once in its life; ErrConflict afterwards,
 	// ErrInvalid for a request that cannot be carried out.
 	Init(ctx context.Context, req InitRequest) error
-	// Drain begins to move leaders and replicas off a node and returns when that
-	// is recorded; ErrNotFound for a node that is not registered, ErrConflict
-	// when the remaining nodes could not hold the shards.
+	// Drain begins to move leaders, and replicas where the other nodes can take
+	// them, off a node, and returns when that is recorded; ErrNotFound for a node
+	// that is not registered.
 	Drain(ctx context.Context, node telemetry.NodeID) error
+	// Evict removes a node for ever and returns when that is recorded; ErrNotFound
+	// as above, ErrConflict for one that is alive and holds replicas.
+	Evict(ctx context.Context, node telemetry.NodeID) error
 }
 
 // Reader answers questions about devices, flushed and unflushed rows as one.

@@ -37,6 +37,10 @@ type drained struct {
 	State string           `json:"state" enum:"draining"`
 }
 
+type evicted struct {
+	Node telemetry.NodeID `json:"node"`
+}
+
 // routes registers everything and freezes the OpenAPI document.
 func (s *Server) routes(mux *http.ServeMux) error {
 	format := huma.Format{Marshal: marshalBody, Unmarshal: json.Unmarshal}
@@ -140,6 +144,14 @@ func (s *Server) clusterRoutes() {
 	}, func(ctx context.Context, p *params) (drained, error) {
 		node := telemetry.NodeID(p.path("id"))
 		return drained{Node: node, State: NodeDraining}, s.backend.Cluster.Drain(ctx, node)
+	})
+
+	register(s, huma.Operation{
+		OperationID: "evict", Method: http.MethodPost, Path: "/api/v1/nodes/{id}/evict", Summary: "Remove a node that is gone, or drained, for ever; its id is free for another data directory",
+		Parameters: []*huma.Param{pathParam("id", "node")}, DefaultStatus: http.StatusAccepted,
+	}, func(ctx context.Context, p *params) (evicted, error) {
+		node := telemetry.NodeID(p.path("id"))
+		return evicted{Node: node}, s.backend.Cluster.Evict(ctx, node)
 	})
 
 	type initInput struct {

@@ -37,6 +37,14 @@ type Status struct {
 	Alarms    []string         `json:"alarms,omitempty" doc:"what an operator should look at"`
 	Nodes     []Node           `json:"nodes" nullable:"false"`
 	Shards    []Shard          `json:"shards" nullable:"false"`
+	Moves     []Move           `json:"moves,omitempty" doc:"replicas on their way to another node"`
+}
+
+// Move is a replica of a shard on its way.
+type Move struct {
+	Shard telemetry.ShardID `json:"shard"`
+	From  telemetry.NodeID  `json:"from" doc:"empty for a replica more"`
+	To    telemetry.NodeID  `json:"to" doc:"empty for a replica less"`
 }
 
 // Node is one member of the cluster.

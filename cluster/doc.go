@@ -9,8 +9,9 @@
 //
 // # Invariants
 //
-//   - A data directory belongs to one node id, one incarnation and, once it has
-//     adopted one, one cluster id. None of them ever changes.
+//   - A data directory belongs to one node id and, once it has adopted one, one
+//     cluster id. Neither ever changes. Its incarnation changes only in Renew,
+//     which sets aside everything that the old one remembered.
 //   - The incarnation is made when the directory is created, so an emptied
 //     directory is a new peer and cannot vote under the name of the old one.
 //   - node.json is replaced as a whole (temporary file, fsync, rename, fsync of

@@ -47,6 +47,7 @@ type identity struct {
 	Node        telemetry.NodeID `json:"node"`
 	Incarnation string           `json:"incarnation"`
 	Zone        telemetry.Zone   `json:"zone"`
+	Fresh       bool             `json:"fresh,omitempty"` // renewed, and not part of the cluster again yet
 }
 
 // LoadOrCreateIdentity locks dir and reads its identity, creating directory and
@@ -119,6 +120,81 @@ func decodeIdentity(b []byte) (identity, error) {
 	return f, nil
 }
 
+// directoriesOfALife are what belongs to one incarnation: the log first, because
+// without it nothing else is started from. The store holds what the cluster has
+// committed, whoever wrote it down, and is verified segment by segment.
+var directoriesOfALife = []string{"wal", "meta", "shards"}
+
+// Renew gives the directory a new incarnation after the old one has lost or
+// damaged something that it must not vote without. The log, the snapshots and a
+// copy of node.json are moved into a directory of the old incarnation's name,
+// which is returned; nothing is deleted. Nobody may have them open. A crash
+// inside leaves a directory without a log, for which Renew is called again.
+func (id *Identity) Renew() (aside string, err error) {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	aside, err = id.asideDir()
+	if err != nil {
+		return "", err
+	}
+	f := id.file
+	b, err := json.MarshalIndent(f, "", "  ")
+	if err != nil {
+		return "", fmt.Errorf("encode identity: %w", err)
+	}
+	if err := writeSynced(filepath.Join(aside, identityFile), append(b, '\n')); err != nil {
+		return "", fmt.Errorf("keep identity of the old incarnation: %w", err)
+	}
+	for _, name := range directoriesOfALife {
+		err := os.Rename(filepath.Join(id.dir, name), filepath.Join(aside, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return "", fmt.Errorf("set aside %s: %w: the directory must be on one file system, and writable", name, err)
+		}
+	}
+	if err := errors.Join(syncDir(aside), syncDir(id.dir)); err != nil {
+		return "", fmt.Errorf("sync data directory: %w", err)
+	}
+	f.Fresh = true
+	if f.Incarnation, err = newIncarnation(); err != nil {
+		return "", err
+	}
+	if err := id.write(f); err != nil {
+		return "", err
+	}
+	id.file = f
+	return aside, nil
+}
+
+// asideMax bounds the attempts at a name: a life is renewed once.
+const asideMax = 100
+
+// asideDir makes the directory for what the present incarnation leaves.
+func (id *Identity) asideDir() (string, error) {
+	for i := range asideMax {
+		name := "damaged-" + id.file.Incarnation
+		if i > 0 {
+			name += fmt.Sprintf("-%d", i)
+		}
+		path := filepath.Join(id.dir, name)
+		err := os.Mkdir(path, 0o750)
+		if err == nil {
+			return path, nil
+		}
+		if !errors.Is(err, fs.ErrExist) {
+			return "", fmt.Errorf("%w: %w: give the user that runs sluice write access to %s", ErrUnwritable, err, id.dir)
+		}
+	}
+	return "", fmt.Errorf("%d directories of incarnation %s are set aside in %s: look at them and move them away", asideMax, id.file.Incarnation, id.dir)
+}
+
+func newIncarnation() (string, error) {
+	var inc [incarnationDigits / 2]byte
+	if _, err := rand.Read(inc[:]); err != nil {
+		return "", fmt.Errorf("draw incarnation: %w", err)
+	}
+	return hex.EncodeToString(inc[:]), nil
+}
+
 func (id *Identity) create(node telemetry.NodeID, zone telemetry.Zone) error {
 	names, err := os.ReadDir(id.dir)
 	if err != nil {
@@ -129,11 +205,11 @@ func (id *Identity) create(node telemetry.NodeID, zone telemetry.Zone) error {
 			return fmt.Errorf("%w: %s holds %q but no %s: name an empty directory, or restore the file", ErrBadIdentity, id.dir, n.Name(), identityFile)
 		}
 	}
-	var inc [incarnationDigits / 2]byte
-	if _, err := rand.Read(inc[:]); err != nil {
-		return fmt.Errorf("draw incarnation: %w", err)
+	inc, err := newIncarnation()
+	if err != nil {
+		return err
 	}
-	id.file = identity{Version: identityVersion, Node: node, Incarnation: hex.EncodeToString(inc[:]), Zone: zone}
+	id.file = identity{Version: identityVersion, Node: node, Incarnation: inc, Zone: zone}
 	return id.write(id.file)
 }
 
@@ -184,18 +260,18 @@ func (id *Identity) AdoptCluster(cluster string) error {
 	}
 	id.mu.Lock()
 	defer id.mu.Unlock()
-	if id.file.ClusterID == cluster {
+	if id.file.ClusterID == cluster && !id.file.Fresh {
 		return nil
 	}
-	if id.file.ClusterID != "" {
+	if id.file.ClusterID != "" && id.file.ClusterID != cluster {
 		return fmt.Errorf("%w: %s is of cluster %s, the seeds are of cluster %s: correct the seeds or the data directory", ErrOtherCluster, id.dir, id.file.ClusterID, cluster)
 	}
 	f := id.file
-	f.ClusterID = cluster
+	f.ClusterID, f.Fresh = cluster, false
 	if err := id.write(f); err != nil {
 		return err
 	}
-	id.file.ClusterID = cluster // the other fields never change and are read without the lock
+	id.file = f
 	return nil
 }
 
@@ -206,17 +282,29 @@ func (id *Identity) ClusterID() string {
 	return id.file.ClusterID
 }
 
+// Joined reports whether this incarnation has been part of a cluster, so that it
+// may have voted there.
+func (id *Identity) Joined() bool {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.file.ClusterID != "" && !id.file.Fresh
+}
+
 // Node is the node id the directory was made for.
 func (id *Identity) Node() telemetry.NodeID { return id.file.Node }
 
 // Zone is the zone the directory was made in.
 func (id *Identity) Zone() telemetry.Zone { return id.file.Zone }
 
-// Incarnation is drawn when the directory is made.
-func (id *Identity) Incarnation() string { return id.file.Incarnation }
+// Incarnation is drawn when the directory is made, and again by Renew.
+func (id *Identity) Incarnation() string {
+	id.mu.Lock()
+	defer id.mu.Unlock()
+	return id.file.Incarnation
+}
 
 // Peer is the name of this node in frames and raft configurations.
-func (id *Identity) Peer() string { return PeerID(id.file.Node, id.file.Incarnation) }
+func (id *Identity) Peer() string { return PeerID(id.Node(), id.Incarnation()) }
 
 // Dir is the data directory.
 func (id *Identity) Dir() string { return id.dir }

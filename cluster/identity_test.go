@@ -204,3 +204,44 @@ func TestNamesThatCannotBePartOfAPeerIDAreRefused(t *testing.T) {
 		t.Errorf("a.b.00ff00ff splits into %q, %q, %v", node, inc, err)
 	}
 }
+
+func TestRenewedDirectoryKeepsWhatWasThereUnderTheOldName(t *testing.T) {
+	dir := t.TempDir()
+	id := open(t, dir)
+	if err := id.AdoptCluster("C1"); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"wal/1.wal", "shards/00001/snapshot", "store/00001/rows"} {
+		path := filepath.Join(dir, name)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o750), os.WriteFile(path, []byte(name), 0o600)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	old := id.Peer()
+	aside, err := id.Renew()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if id.Peer() == old || id.ClusterID() != "C1" || !strings.Contains(aside, strings.TrimPrefix(old, "n0.")) {
+		t.Errorf("%s became %s of cluster %q, set aside in %s", old, id.Peer(), id.ClusterID(), aside)
+	}
+	for _, path := range []string{filepath.Join(aside, "wal/1.wal"), filepath.Join(aside, "shards/00001/snapshot"), filepath.Join(aside, "node.json"), filepath.Join(dir, "store/00001/rows")} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(dir, "wal")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the log is still in place: %v", err)
+	}
+	second := id.Peer()
+	if err := id.Close(); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, dir)
+	if again.Peer() != second {
+		t.Errorf("reopened as %s, want %s", again.Peer(), second)
+	}
+	if _, err := again.Renew(); err != nil || again.Peer() == second { // there is nothing to move
+		t.Errorf("renewed again: %s, %v", again.Peer(), err)
+	}
+}

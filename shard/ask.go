@@ -36,6 +36,8 @@ const (
 	askPut         = 'P'
 	askApplied     = 'i' // an index that is applied: Put.Base
 	askTerm        = 't' // of the replica's raft
+	askMember      = 'm'
+	askRebuild     = 'R'
 	answerOK       = 0
 	answerElse     = 1 // not the leader; the leader's peer id follows
 	answerNotFound = 2
@@ -122,6 +124,18 @@ func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) 
 		return json.Marshal(out)
 	case askLeaders:
 		return h.answerLeaders(body)
+	case askRebuild:
+		s, ok := h.Shard(ShardOfGroup(group))
+		if !ok {
+			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
+		}
+		if err := s.Verify(); err != nil {
+			return nil, err
+		}
+		h.askedForRebuild(s.id, string(body))
+		return nil, nil
+	case askMember:
+		return json.Marshal(h.member(ShardOfGroup(group), len(body) > 0 && body[0] == 1))
 	case askDevices, askAnomalies, askQuarantine, askCounts:
 		return h.answerList(ask, body)
 	}

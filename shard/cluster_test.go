@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -38,9 +39,14 @@ type testCluster struct {
 	// url of a node's database; nil is the embedded store.
 	database func(n *testNode) string
 	flush    FlushConfig
+	seed     []string // peers that start the groups
 
-	mu    sync.Mutex
-	addrs map[string]string
+	mu      sync.Mutex
+	addrs   map[string]string
+	want    []string // peers that should hold the shards; nil: all nodes
+	holds   []string // peers that hold them although they should not any more
+	evicted map[string]bool
+	settled int
 }
 
 type testNode struct {
@@ -95,7 +101,7 @@ func newPausableCluster(t *testing.T, nodes int, shards uint32) *testCluster {
 }
 
 func makeTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
-	c := &testCluster{t: t, shards: shards, addrs: map[string]string{}, flush: FlushConfig{Interval: 300 * time.Millisecond, RowsMax: 2000}}
+	c := &testCluster{t: t, shards: shards, addrs: map[string]string{}, evicted: map[string]bool{}, flush: FlushConfig{Interval: 300 * time.Millisecond, RowsMax: 2000}}
 	for i := range nodes {
 		n := &testNode{c: c, peer: fmt.Sprintf("n%d.0000000%d", i, i+1), dir: t.TempDir(), gate: newGate()}
 		c.nodes = append(c.nodes, n)
@@ -104,6 +110,7 @@ func makeTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
 }
 
 func (c *testCluster) start() {
+	c.seed = c.peers()
 	for _, n := range c.nodes {
 		n.start()
 	}
@@ -146,11 +153,55 @@ func (c *testCluster) Shards() uint32                      { return c.shards }
 func (c *testCluster) Replicas(telemetry.ShardID) []string { return c.peers() }
 func (c *testCluster) Peers() []string                     { return c.peers() }
 
-func (c *testCluster) table() (out []Replica) {
+// table is what a node is told.
+func (c *testCluster) table(n *testNode) (out []Replica) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	want := c.want
+	if want == nil {
+		want = c.peers()
+	}
 	for s := range c.shards {
-		out = append(out, Replica{Shard: telemetry.ShardID(s), Peers: c.peers(), Preferred: c.nodes[int(s)%len(c.nodes)].peer, Seed: true})
+		r := Replica{Shard: telemetry.ShardID(s), Peers: want, Preferred: want[int(s)%len(want)], Moving: len(c.holds) > 0}
+		r.Here = slices.Contains(want, n.peer) || slices.Contains(c.holds, n.peer)
+		r.Left = !r.Here
+		if slices.Contains(c.seed, n.peer) {
+			r.Seed = c.seed
+		}
+		out = append(out, r)
 	}
 	return out
+}
+
+// place changes the table on every node that runs.
+func (c *testCluster) place(want, holds []string) {
+	c.t.Helper()
+	c.mu.Lock()
+	c.want, c.holds = want, holds
+	c.mu.Unlock()
+	for _, n := range c.nodes {
+		if n.mux == nil {
+			continue
+		}
+		if err := n.host.Reconcile(c.table(n)); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+}
+
+// wipe gives a dead node an empty directory, and with it another incarnation;
+// the old one is evicted when the cluster hears of it.
+func (n *testNode) wipe(incarnation string) (old string) {
+	old = n.peer
+	n.peer = old[:len(old)-len(incarnation)] + incarnation
+	n.dir = n.c.t.TempDir()
+	return old
+}
+
+func (c *testCluster) evict(peer string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.evicted[peer] = true
 }
 
 // Group, Propose, Ask: the mux as shard wants it.
@@ -207,6 +258,25 @@ func (n *testNode) start() {
 	}, Deps{
 		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
 		Stores: stores, Detector: testDetector(), Emit: func([]Event) {},
+		Evicted: func(peer string) bool {
+			n.c.mu.Lock()
+			defer n.c.mu.Unlock()
+			return n.c.evicted[peer]
+		},
+		Complete: func(id telemetry.ShardID, upTo uint64) bool {
+			return n.files == nil || len(n.files.Missing(id, upTo)) == 0
+		},
+		Drop: func(id telemetry.ShardID) error {
+			if n.files == nil {
+				return nil
+			}
+			return n.files.Drop(id)
+		},
+		Settled: func(context.Context, Replica) {
+			n.c.mu.Lock()
+			defer n.c.mu.Unlock()
+			n.c.settled++
+		},
 	})
 	must(err)
 	n.router = NewRouter(n.host, n, n.c)
@@ -218,7 +288,7 @@ func (n *testNode) start() {
 			n.mux.Connect(p)
 		}
 	}
-	must(n.host.Reconcile(n.c.table()))
+	must(n.host.Reconcile(n.c.table(n)))
 	n.done.Go(func() { n.host.Run(ctx, n.router) })
 	if n.files != nil {
 		n.done.Go(func() { n.fetch(ctx) })

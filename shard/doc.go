@@ -25,6 +25,9 @@
 //     A database has a watermark per lane; durable is where both have nothing left.
 //   - A row that is answered by a query comes from the store up to durable or
 //     from pending blocks above it, never from both and never from neither.
+//   - A group has the members that the table names; its leader sees to that, one
+//     change at a time. A replica votes only after it has log, state and rows; one
+//     that is damaged is not started under its old vote.
 //   - received = quarantined + duplicate + applied, applied = flushed + pending
 //     (refusals are counted by the node that refused).
 //
@@ -46,7 +49,7 @@
 // It does not place shards (cluster/placement), decide who is dead
 // (cluster/detector), fetch segments that a rebuilt replica lacks (its owner
 // does, see Host.Stored), or serve sessions: their entry kinds are answered with
-// a KindError. It changes no membership of a group.
+// a KindError.
 //
 // FORMAT.md has the bytes, DESIGN.md the reasons.
 //

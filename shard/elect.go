@@ -2,6 +2,7 @@ package shard
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -33,12 +34,18 @@ type Peers interface {
 	// Leaders returns, for each of the given shards that has a replica on peer,
 	// the leader that replica knows ("" for none).
 	Leaders(ctx context.Context, peer string, shards []telemetry.ShardID) (map[telemetry.ShardID]string, error)
+	// Member asks a peer how far its replica of a shard is; with admit, whether
+	// it has room to be built one.
+	Member(ctx context.Context, peer string, shard telemetry.ShardID, admit bool) (Member, error)
+	// Rebuild asks a shard's leader to remove the broken replica of a peer.
+	Rebuild(ctx context.Context, shard telemetry.ShardID, peer string) error
 }
 
-// Run watches over leaderships until ctx ends.
+// Run watches over leaderships and the groups' members until ctx ends.
 func (h *Host) Run(ctx context.Context, peers Peers) {
 	var balancing sync.WaitGroup
 	balancing.Go(func() { every(ctx, balanceEvery, func(time.Time) { h.balance() }) }) // a hand-over may wait for seconds
+	balancing.Go(func() { every(ctx, membersEvery, func(time.Time) { h.tendMembers(ctx, peers) }) })
 	every(ctx, standEvery, func(now time.Time) { h.standLeaderless(ctx, now, peers) })
 	balancing.Wait()
 }
@@ -82,24 +89,26 @@ func (h *Host) PeerDown(ctx context.Context, peer string) {
 	}
 }
 
-// rank is this node's place in the line of a shard's replicas that can be
+// rank is this node's place in the line of a shard's voters that can be
 // reached: the preferred leader first, the others from a place that depends on
 // the shard, so that a dead node's shards spread over the survivors.
 func (h *Host) rank(s *hosted, dead string) int {
-	if s.replica.Preferred == h.cfg.Self {
+	preferred := s.replica().Preferred
+	if preferred == h.cfg.Self {
 		return 0
 	}
+	voters := s.voters()
 	rank := 0
-	if p := s.replica.Preferred; p != dead && h.deps.Transport.Connected(p) {
+	if preferred != dead && slices.Contains(voters, preferred) && h.deps.Transport.Connected(preferred) {
 		rank++
 	}
-	n := len(s.replica.Peers)
+	n := len(voters)
 	for i := range n {
-		p := s.replica.Peers[(int(s.id)+i)%n]
+		p := voters[(int(s.id)+i)%n]
 		switch {
 		case p == h.cfg.Self:
 			return rank
-		case p != dead && p != s.replica.Preferred && h.deps.Transport.Connected(p):
+		case p != dead && p != preferred && h.deps.Transport.Connected(p):
 			rank++
 		}
 	}
@@ -118,18 +127,7 @@ func (h *Host) stand(s *hosted) {
 }
 
 // votes reports whether this replica is a voter of the latest configuration.
-func (h *Host) votes(s *hosted) bool {
-	f := s.raft.GetConfiguration()
-	if f.Error() != nil {
-		return false
-	}
-	for _, srv := range f.Configuration().Servers {
-		if string(srv.ID) == h.cfg.Self {
-			return srv.Suffrage == raft.Voter
-		}
-	}
-	return false
-}
+func (h *Host) votes(s *hosted) bool { return slices.Contains(s.voters(), h.cfg.Self) }
 
 // standLeaderless stands for the shards of which nobody knows a leader.
 func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) {
@@ -142,7 +140,7 @@ func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) 
 		if s.leaderless.IsZero() {
 			s.leaderless = now
 		}
-		if s.raft.State() == raft.Follower && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
+		if s.raft.State() == raft.Follower && h.votes(s) && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
 			lost = append(lost, s)
 		}
 	}
@@ -151,7 +149,7 @@ func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) 
 	}
 	none := h.countLeaderless(ctx, lost, peers)
 	for _, s := range lost {
-		if none[s.id]+1 > len(s.replica.Peers)/2 {
+		if none[s.id]+1 > len(s.voters())/2 {
 			h.stand(s)
 			s.leaderless = now
 		}
@@ -165,7 +163,7 @@ func (h *Host) countLeaderless(ctx context.Context, lost []*hosted, peers Peers)
 	defer cancel()
 	ask := map[string][]telemetry.ShardID{}
 	for _, s := range lost {
-		for _, p := range s.replica.Peers {
+		for _, p := range s.voters() {
 			if p != h.cfg.Self && h.deps.Transport.Connected(p) {
 				ask[p] = append(ask[p], s.id)
 			}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/hashicorp/raft"
 )
@@ -49,18 +50,14 @@ func (h *Host) giveAway(s *hosted) error {
 // that the leaderships of a node spread over those that remain. A peer that
 // cannot be reached or is draining itself is none.
 func (h *Host) heirs(s *hosted) []string {
-	f := s.raft.GetConfiguration()
-	if f.Error() != nil {
-		return nil
-	}
-	servers := f.Configuration().Servers
+	voters := s.voters()
+	place := s.replica()
 	var out []string
-	for i := range servers {
-		srv := servers[(int(s.id)+i)%len(servers)]
-		p := string(srv.ID)
+	for i := range voters {
+		p := voters[(int(s.id)+i)%len(voters)]
 		switch {
-		case srv.Suffrage != raft.Voter || !h.mayLead(p):
-		case p == s.replica.Preferred:
+		case !h.mayLead(p) || !slices.Contains(place.Peers, p): // leaving, or not yet arrived
+		case p == place.Preferred:
 			out = append([]string{p}, out...)
 		default:
 			out = append(out, p)
@@ -100,8 +97,8 @@ func (h *Host) balance() {
 	}
 	moved := 0
 	for _, s := range h.all() {
-		p := s.replica.Preferred
-		if moved == handOversATick || p == "" || s.raft.State() != raft.Leader || s.readable.Load() == 0 || !h.mayLead(p) {
+		p := s.replica().Preferred
+		if moved == handOversATick || p == "" || s.raft.State() != raft.Leader || s.readable.Load() == 0 || !h.mayLead(p) || !slices.Contains(s.voters(), p) {
 			continue
 		}
 		moved++

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -60,12 +59,22 @@ func (c *HostConfig) Validate() error {
 // same raft group.
 type Replica struct {
 	Shard     telemetry.ShardID
-	Peers     []string // peer ids of all replicas, in the order of the table
+	Peers     []string // peer ids that should vote, in the order of the table
 	Preferred string   // peer id of the replica that should lead
-	// Seed is true for the table the cluster was created with: its replicas
-	// start the group together. A replica that is added later is started by the
-	// group's leader, never by itself.
-	Seed bool
+	// Seed lists the peers that start the group together, those of the table the
+	// cluster was created with, if this node is one of them. Any other replica is
+	// started by the group's leader, never by itself.
+	Seed []string
+	// Here says that this node holds a replica although it is not among Peers: it
+	// is to leave.
+	Here bool
+	// Left says that the cluster has agreed that this node holds none any more:
+	// its group has gone on without it, and what it still has of it is let go.
+	// Not being named is not enough for that.
+	Left bool
+	// Moving says that the table will be changed to Peers when the group has
+	// exactly them as voters; Deps.Settled is told then.
+	Moving bool
 }
 
 // Transport is the part of the node-to-node transport that hosting needs.
@@ -104,6 +113,17 @@ type Deps struct {
 	// Draining reports whether a peer gives its leaderships away, so that none is
 	// handed to it; nil is nobody. It must not block.
 	Draining func(peer string) bool
+	// Evicted reports whether a peer was replaced or removed for ever, so that no
+	// group waits for it; nil is nobody. It must not block.
+	Evicted func(peer string) bool
+	// Complete reports whether the local store has, verified, all rows of a shard
+	// up to an index; a replica votes only then. nil is always.
+	Complete func(id telemetry.ShardID, upTo uint64) bool
+	// Drop removes the rows of a shard that has left this node; nil is nothing.
+	Drop func(telemetry.ShardID) error
+	// Settled is told when a moving shard has the voters it should have. It may
+	// block, and is told again until the table says so.
+	Settled func(context.Context, Replica)
 }
 
 // Host runs the replicas of one node.
@@ -116,19 +136,47 @@ type Host struct {
 
 	mu       sync.RWMutex
 	shards   map[telemetry.ShardID]*hosted
+	builds   map[telemetry.ShardID]time.Time // replicas being built here, and since when
+	brokens  map[telemetry.ShardID]*broken   // replicas not started because of damage
+	rebuilds map[telemetry.ShardID]rebuild   // members of shards led here that are broken
 	draining bool
 	closed   bool
 
 	ctx  context.Context // ends when the host closes; the lifetime of its goroutines
 	stop context.CancelFunc
 	done sync.WaitGroup
+
+	opening sync.Mutex // replicas are opened and closed one at a time, but by Close
 }
 
 type hosted struct {
 	*Shard
-	replica    Replica
+	place      atomic.Pointer[Replica]
 	leaderless time.Time     // since when no leader is known; zero while one is. Owned by Run
 	logEnd     atomic.Uint64 // of the log when a snapshot was offered
+}
+
+// replica is what the table says of the shard now.
+func (s *hosted) replica() *Replica { return s.place.Load() }
+
+// servers is the group's latest configuration, committed or not.
+func (s *Shard) servers() []raft.Server {
+	f := s.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	return f.Configuration().Servers
+}
+
+// voters lists the peers that vote in the group's latest configuration.
+func (s *Shard) voters() []string {
+	var out []string
+	for _, srv := range s.servers() {
+		if srv.Suffrage == raft.Voter {
+			out = append(out, string(srv.ID))
+		}
+	}
+	return out
 }
 
 // OpenHost starts with no shard; Reconcile opens them.
@@ -141,44 +189,76 @@ func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, de
 		logger: logger, metrics: newMetrics(reg), cfg: cfg, deps: deps,
 		turns:  newTurns(cfg.FlushesMax),
 		shards: map[telemetry.ShardID]*hosted{}, ctx: ctx, stop: cancel,
+		builds: map[telemetry.ShardID]time.Time{}, brokens: map[telemetry.ShardID]*broken{}, rebuilds: map[telemetry.ShardID]rebuild{},
 	}
 	h.done.Go(func() { h.keepSnapshots(ctx) })
 	return h, nil
 }
 
-// Reconcile opens the replicas of the table that live here and are not open.
+// Reconcile follows the table: it opens the replicas that live here and are not
+// open, tells the open ones of their peers, and lets go of those that have left.
+// A damaged replica is no error, see Damaged.
 func (h *Host) Reconcile(table []Replica) error {
 	for _, r := range table {
-		if !slices.Contains(r.Peers, h.cfg.Self) {
-			continue
-		}
-		h.mu.RLock()
-		_, open := h.shards[r.Shard]
-		h.mu.RUnlock()
-		if open {
-			continue
-		}
-		if err := h.open(r); err != nil {
+		if err := h.follow(r); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+func (h *Host) follow(r Replica) error {
+	h.mu.RLock()
+	s, b := h.shards[r.Shard], h.brokens[r.Shard]
+	h.mu.RUnlock()
+	if s != nil && !r.Left {
+		s.place.Store(&r)
+		return nil
+	}
+	if s == nil && b == nil && !r.Here && !slices.Contains(r.Peers, h.cfg.Self) {
+		return nil
+	}
+	h.opening.Lock()
+	defer h.opening.Unlock()
+	h.mu.RLock()
+	s, b = h.shards[r.Shard], h.brokens[r.Shard] // nobody changes them now
+	h.mu.RUnlock()
+	switch {
+	case b != nil:
+		return h.keepBroken(r, b.err)
+	case s != nil && r.Left:
+		return h.retire(s)
+	case s != nil:
+		s.place.Store(&r)
+		return nil
+	}
+	err := h.open(r)
+	var damage *DamageError
+	if errors.As(err, &damage) {
+		return h.keepBroken(r, damage)
+	}
+	return err
+}
+
 func (h *Host) open(r Replica) error {
 	group := GroupOf(r.Shard)
 	cfg := replicaConfig{
 		id: r.Shard, self: h.cfg.Self, flush: h.cfg.Flush, limits: h.cfg.Limits,
-		snapshots: filepath.Join(h.cfg.Dir, fmt.Sprintf("%05d", r.Shard)),
+		snapshots: h.dir(r.Shard),
 	}
-	if r.Seed {
-		for _, p := range r.Peers {
-			cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: raft.ServerID(p), Address: raft.ServerAddress(p)})
-		}
+	log := h.deps.Log(group)
+	if err := h.finishRetirement(r.Shard, log); err != nil {
+		return err
+	}
+	if err := checkSnapshots(h.logger, r.Shard, cfg.snapshots, log); err != nil {
+		return err
+	}
+	for _, p := range r.Seed {
+		cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: raft.ServerID(p), Address: raft.ServerAddress(p)})
 	}
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
-		log: h.deps.Log(group), trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
+		log: log, trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
 		emit: h.deps.Emit, onLead: h.leads, turns: h.turns, ask: h.deps.Ask,
 	})
 	if err != nil {
@@ -187,7 +267,8 @@ func (h *Host) open(r Replica) error {
 		}
 		return err
 	}
-	hs := &hosted{Shard: s, replica: r, leaderless: time.Now()}
+	hs := &hosted{Shard: s, leaderless: time.Now()}
+	hs.place.Store(&r)
 	h.watchSnapshots(hs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -217,20 +298,18 @@ func (h *Host) watchSnapshots(s *hosted) {
 }
 
 func (h *Host) reopen(s *hosted) {
-	h.mu.Lock()
-	if h.shards[s.id] != s {
-		h.mu.Unlock()
+	h.opening.Lock()
+	defer h.opening.Unlock()
+	if !h.detach(s) {
 		return
 	}
-	delete(h.shards, s.id)
-	h.mu.Unlock()
 	if err := s.close(); err != nil {
 		s.logger.Error("close replica after a snapshot", "err", err)
 	}
 	if h.ctx.Err() != nil {
 		return
 	}
-	if err := h.open(s.replica); err != nil {
+	if err := h.open(*s.replica()); err != nil {
 		s.logger.Error("open replica after a snapshot: restart the node", "err", err)
 		return
 	}

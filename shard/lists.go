@@ -180,3 +180,26 @@ func (r *Router) Leaders(ctx context.Context, peer string, shards []telemetry.Sh
 	}
 	return out, wr.Err()
 }
+
+// Member implements Peers.
+func (r *Router) Member(ctx context.Context, peer string, shard telemetry.ShardID, admit bool) (Member, error) {
+	q := []byte{askMember, 0}
+	if admit {
+		q[1] = 1
+	}
+	var m Member
+	b, err := r.caller.Ask(ctx, peer, GroupOf(shard), q)
+	if err != nil {
+		return m, err
+	}
+	if b, err = readAnswer(shard, b); err != nil {
+		return m, err
+	}
+	return m, json.Unmarshal(b, &m)
+}
+
+// Rebuild implements Peers.
+func (r *Router) Rebuild(ctx context.Context, shard telemetry.ShardID, peer string) error {
+	_, err := r.ask(ctx, shard, append([]byte{askRebuild}, peer...))
+	return err
+}

@@ -23,6 +23,9 @@ type metrics struct {
 	anomalies        prometheus.Counter
 	stands           prometheus.Counter
 	handOvers        prometheus.Counter
+	members          *prometheus.CounterVec
+	building         prometheus.Gauge
+	damaged          prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -39,6 +42,9 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		anomalies:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_anomalies_opened_total", Help: "Anomalies opened in shards while this node led them."}),
 		stands:           f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_stands_total", Help: "Elections this node stood for at once, without waiting for a timer."}),
 		handOvers:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_hand_overs_total", Help: "Leaderships handed to another replica."}),
+		members:          f.NewCounterVec(prometheus.CounterOpts{Name: "sluice_shard_member_changes_total", Help: "Changes of the members of groups led by this node: add, promote, remove."}, []string{"change"}),
+		building:         f.NewGauge(prometheus.GaugeOpts{Name: "sluice_shard_replicas_building_count", Help: "Replicas on this node that do not vote yet."}),
+		damaged:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_damaged_total", Help: "Replicas on this node that were not started because their snapshot is damaged."}),
 	}
 }
 

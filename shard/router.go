@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"time"
 
@@ -54,8 +55,10 @@ func NewRouter(host *Host, caller Caller, dir Directory) *Router {
 // Leader is the peer that most probably leads a shard, "" when nobody is known.
 func (r *Router) Leader(id telemetry.ShardID) string {
 	if s, ok := r.host.Shard(id); ok {
-		_, leader := s.raft.LeaderWithID()
-		return string(leader)
+		// A replica that is still to be built may not have heard of a leader.
+		if _, leader := s.raft.LeaderWithID(); leader != "" || slices.Contains(s.voters(), r.host.cfg.Self) {
+			return string(leader)
+		}
 	}
 	r.mu.Lock()
 	hint := r.hints[id]
@@ -65,7 +68,7 @@ func (r *Router) Leader(id telemetry.ShardID) string {
 	}
 	var up []string
 	for _, p := range r.dir.Replicas(id) {
-		if r.caller.Connected(p) {
+		if p != r.host.cfg.Self && r.caller.Connected(p) {
 			up = append(up, p)
 		}
 	}

@@ -188,14 +188,10 @@ func (s *Shard) role() string {
 	if s.raft.State() == raft.Leader {
 		return "leader"
 	}
-	if f := s.raft.GetConfiguration(); f.Error() == nil {
-		for _, srv := range f.Configuration().Servers {
-			if string(srv.ID) == s.self && srv.Suffrage != raft.Voter {
-				return "nonvoter"
-			}
-		}
+	if slices.Contains(s.voters(), s.self) {
+		return "voter"
 	}
-	return "voter"
+	return "nonvoter" // or not a member yet
 }
 
 // within is how many of n things a limit lets pass; a limit may come from

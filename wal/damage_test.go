@@ -245,7 +245,7 @@ func verifyNamesEveryDamagedSegment(t *testing.T, config func(vfs.FS) Config) {
 	if !errors.As(err, &c) || len(rep.Damage) != 2 {
 		t.Fatalf("verify: %v, damage %v, want two segments", err, rep.Damage)
 	}
-	if c.Segment != segmentName(1) || !strings.Contains(c.Error(), "leave this node off") {
+	if c.Segment != segmentName(1) || !strings.Contains(c.Error(), "as a new incarnation") {
 		t.Errorf("damage %v does not name the segment and the remedy", c)
 	}
 	if _, err := Open(quiet, nil, config(closed)); !errors.As(err, &c) {

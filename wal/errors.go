@@ -48,7 +48,7 @@ func (e *CorruptError) Error() string {
 	if e.Err != nil {
 		s += ": " + e.Err.Error()
 	}
-	return s + "; keep the directory and leave this node off: the other replicas carry on, and a replica that has lost entries must not vote"
+	return s + "; who has lost entries must not vote: the node sets its log aside and is rebuilt from its peers as a new incarnation"
 }
 
 func (e *CorruptError) Unwrap() error { return e.Err }

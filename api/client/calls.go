@@ -77,6 +77,13 @@ func (c *Client) Drain(ctx context.Context, node telemetry.NodeID) error {
 	return err
 }
 
+// Evict removes a node for ever; api.ErrConflict while it is alive and holds
+// replicas.
+func (c *Client) Evict(ctx context.Context, node telemetry.NodeID) error {
+	_, err := ask[struct{}](ctx, c, &call{method: http.MethodPost, path: "/api/v1/nodes/" + url.PathEscape(string(node)) + "/evict"})
+	return err
+}
+
 // Device describes one device; api.ErrNotFound when it is not known.
 func (c *Client) Device(ctx context.Context, id string) (api.Device, error) {
 	return get[api.Device](ctx, c, "/api/v1/devices/"+url.PathEscape(id), nil)

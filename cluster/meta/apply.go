@@ -5,6 +5,7 @@ import (
 
 	"github.com/sluice-iot/sluice/cluster"
 	"github.com/sluice-iot/sluice/cluster/placement"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // apply is the state machine: pure, the same on every replica. A refusal or a
@@ -31,6 +32,12 @@ func apply(s *State, c Command) (*State, result) {
 		return applyEvict(s, c)
 	case nextEpoch:
 		return applyNextEpoch(s, c)
+	case ReplaceNode:
+		return applyReplace(s, c)
+	case StartMove:
+		return applyStartMove(s, c)
+	case EndMove:
+		return applyEndMove(s, c)
 	default:
 		return s, refuse(codeInvalid, "unknown command %T", c)
 	}
@@ -57,6 +64,7 @@ func applyInit(s *State, c initCluster) (*State, result) {
 			return s, refuse(codeInvalid, "node %s is listed twice", n.ID)
 		}
 		next.Nodes[n.ID] = n
+		next.Founders[n.ID] = n.Peer()
 	}
 	next.Version++
 	return next, result{}
@@ -84,7 +92,9 @@ func applyRegister(s *State, n Node) (*State, result) {
 	}
 	if old, ok := s.Nodes[n.ID]; ok {
 		if old.Incarnation != n.Incarnation {
-			return s, refuse(codeIncarnation, "node %s is incarnation %s, this is %s", n.ID, old.Incarnation, n.Incarnation)
+			r := refuse(codeIncarnation, "node %s is incarnation %s, this is %s", n.ID, old.Incarnation, n.Incarnation)
+			r.Registered = old.Peer()
+			return s, r
 		}
 		n.Draining = old.Draining
 		if old == n {
@@ -145,6 +155,9 @@ func (s *State) validPlacement(shard int, p placement.Placement) result {
 			return refuse(codeInvalid, "shard %d has two replicas on %q", shard, id)
 		}
 	}
+	if _, moving := s.Moves[telemetry.ShardID(shard)]; moving && !slices.Equal(p.Replicas, s.Table[shard].Replicas) {
+		return refuse(codeMove, "shard %d is moving", shard)
+	}
 	if len(p.Replicas) == 0 || !p.Has(p.Preferred) {
 		return refuse(codeInvalid, "shard %d prefers %q, its replicas are %v", shard, p.Preferred, p.Replicas)
 	}
@@ -197,6 +210,11 @@ func applyEvict(s *State, c Evict) (*State, result) {
 	next := s.clone()
 	delete(next.Nodes, id)
 	next.Evicted[c.Peer] = true
+	for shard, m := range next.Moves {
+		if m.To == id { // nothing will arrive there
+			delete(next.Moves, shard)
+		}
+	}
 	next.Version++
 	return next, result{}
 }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"maps"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/hashicorp/raft"
@@ -35,7 +36,7 @@ func drawTable(t *rapid.T, shards uint32) placement.Table {
 func drawCommand(t *rapid.T) Command {
 	peer := func() string { return drawNode(t).Peer() }
 	expect := func() uint64 { return rapid.Uint64Range(0, 4).Draw(t, "expect") }
-	switch rapid.IntRange(1, 8).Draw(t, "kind") {
+	switch rapid.IntRange(1, 11).Draw(t, "kind") {
 	case 1:
 		table := drawTable(t, 4)
 		return initCluster{ClusterID: rapid.SampledFrom([]string{"", "C1", "C2"}).Draw(t, "cluster"), Shards: 4, Replicas: 3,
@@ -52,9 +53,22 @@ func drawCommand(t *rapid.T) Command {
 		return SetFeature{Level: rapid.Uint32Range(0, 3).Draw(t, "level")}
 	case 7:
 		return Evict{Peer: peer()}
+	case 8:
+		return ReplaceNode{Node: drawNode(t), Old: peer()}
+	case 9:
+		return StartMove{Shard: telemetry.ShardID(rapid.IntRange(0, 5).Draw(t, "shard")), Move: drawMove(t)}
+	case 10:
+		return EndMove{Shard: telemetry.ShardID(rapid.IntRange(0, 5).Draw(t, "shard")), Move: drawMove(t), Done: rapid.Bool().Draw(t, "done")}
 	default:
 		return nextEpoch{Peer: peer()}
 	}
+}
+
+func drawMove(t *rapid.T) Move {
+	id := func(name string) telemetry.NodeID {
+		return rapid.SampledFrom([]telemetry.NodeID{"", "n0", "n1", "n2", "n3", "n4", "n5"}).Draw(t, name)
+	}
+	return Move{From: id("from"), To: id("to")}
 }
 
 // feed applies a command as a log entry, the way raft does.
@@ -109,6 +123,12 @@ func checkState(t *rapid.T, s *State) {
 			t.Fatalf("%s is found as %+v", n.Peer(), got)
 		}
 	}
+	for shard, p := range s.Table {
+		id := telemetry.ShardID(shard)
+		if _, moving := s.Moves[id]; len(p.Replicas) > 0 && len(s.Target(id)) == 0 || moving && slices.Equal(s.Target(id), p.Replicas) {
+			t.Fatalf("shard %d on %v moves to %v", shard, p.Replicas, s.Target(id))
+		}
+	}
 }
 
 func TestSnapshotKeepsTheStateAndIsCanonical(t *testing.T) {
@@ -156,6 +176,8 @@ func FuzzDecodeCommand(f *testing.F) {
 		initCluster{ClusterID: "C1", Shards: 1, Replicas: 1, Nodes: []Node{{ID: "n0", Incarnation: "00000001", Zone: "a"}}, Table: placement.Table{{Replicas: []telemetry.NodeID{"n0"}, Preferred: "n0"}}},
 		RegisterNode{Node: Node{ID: "n0", Incarnation: "00000001", Zone: "a"}}, SetDraining{Node: "n0", Draining: true},
 		SetTable{Expect: 1, Table: placement.Table{}}, SetPlacement{Expect: 1, Shard: 1 << 31}, SetFeature{Level: 1}, Evict{Peer: "n0.00000001"}, nextEpoch{Peer: "n0.00000001"},
+		ReplaceNode{Node: Node{ID: "n0", Incarnation: "00000002", Zone: "a"}, Old: "n0.00000001"},
+		StartMove{Shard: 1, Move: Move{From: "n0", To: "n1"}}, EndMove{Shard: 1, Move: Move{From: "n0"}, Done: true},
 	} {
 		b, err := encodeCommand(c)
 		if err != nil {

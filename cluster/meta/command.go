@@ -24,6 +24,9 @@ const (
 	kindFeature      kind = 6
 	kindEvict        kind = 7
 	kindNextEpoch    kind = 8
+	kindReplace      kind = 10
+	kindStartMove    kind = 11
+	kindEndMove      kind = 12
 	entryVersion          = 1
 	entryHeaderBytes      = 6
 )
@@ -74,6 +77,33 @@ type Evict struct {
 	Peer string `json:"peer"`
 }
 
+// ReplaceNode puts a new incarnation of a node in the place of one whose data
+// directory is gone or damaged: Old is evicted and Node registered in one entry,
+// so that no moment has two incarnations of an id, or none. Refused with
+// ErrIncarnation unless Old is the one that is registered, and with ErrAlive
+// while the leader can reach Old.
+type ReplaceNode struct {
+	Node Node   `json:"node"`
+	Old  string `json:"old"` // peer id
+}
+
+// StartMove records the intent to move a replica of a shard from one node to
+// another. From may be "" (a replica more) and To may be "" (one less). ErrMove
+// when the placement has changed meanwhile or the shard is moving already.
+type StartMove struct {
+	Shard telemetry.ShardID `json:"shard"`
+	Move
+}
+
+// EndMove ends an intent: done when the shard's group has To as a voter and From
+// not at all any more, so that the table may say so; otherwise it is given up,
+// and the group goes back to what the table says.
+type EndMove struct {
+	Shard telemetry.ShardID `json:"shard"`
+	Move
+	Done bool `json:"done"`
+}
+
 // nextEpoch hands out the next origin epoch of a node. Twice applied it hands
 // out two, of which the caller gets one: still unique and increasing.
 type nextEpoch struct {
@@ -88,6 +118,9 @@ func (SetPlacement) kind() kind { return kindPlacement }
 func (SetFeature) kind() kind   { return kindFeature }
 func (Evict) kind() kind        { return kindEvict }
 func (nextEpoch) kind() kind    { return kindNextEpoch }
+func (ReplaceNode) kind() kind  { return kindReplace }
+func (StartMove) kind() kind    { return kindStartMove }
+func (EndMove) kind() kind      { return kindEndMove }
 
 func encodeCommand(c Command) ([]byte, error) {
 	body, err := json.Marshal(c)
@@ -128,6 +161,12 @@ func decodeCommand(b []byte) (Command, error) {
 		return decodeBody[Evict](body)
 	case kindNextEpoch:
 		return decodeBody[nextEpoch](body)
+	case kindReplace:
+		return decodeBody[ReplaceNode](body)
+	case kindStartMove:
+		return decodeBody[StartMove](body)
+	case kindEndMove:
+		return decodeBody[EndMove](body)
 	default:
 		return nil, fmt.Errorf("decode meta entry: unknown kind %d", b[1])
 	}

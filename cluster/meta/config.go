@@ -113,6 +113,10 @@ type Deps struct {
 	// Contacts lists peers that may know the leader when this node does not:
 	// the live members of gossip. It must not block.
 	Contacts func() []string
+	// Alive reports whether a peer is running as far as this node can tell; the
+	// leader asks before it lets another incarnation take the peer's place. nil:
+	// nobody is. It must not block.
+	Alive func(peer string) bool
 }
 
 func (d Deps) validate() error {

@@ -16,8 +16,12 @@
 //
 //   - A cluster begins by exactly one Init on one node. An empty directory never
 //     bootstraps by itself; it waits to be contacted by a leader.
-//   - A node id belongs to one incarnation until an operator evicts that; an
-//     evicted incarnation never comes back.
+//   - A node id belongs to one incarnation, until an operator evicts that or a
+//     new one takes its place in one entry; an evicted incarnation never comes
+//     back. Only founders (the peers that Init registered) start the groups of
+//     the first table.
+//   - A shard's replicas in the table change only by an intent that was recorded
+//     and has been carried out, or by a table proposed as a whole.
 //   - The table changes only from the version the proposer has seen.
 //   - An origin epoch is handed out once.
 //   - A State is never changed after it has been published.
@@ -25,8 +29,8 @@
 //
 // # What it does not do
 //
-// It does not decide whether a node is alive, moves no shard and chooses no
-// placement but the first. Gossip, the detector and the operator tell it.
+// It does not decide whether a node is alive, moves no shard (it records that one
+// is to be moved) and chooses no placement but the first. Gossip, the detector and the operator tell it.
 //
 // # Concurrency and failure
 //

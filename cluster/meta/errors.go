@@ -15,6 +15,9 @@ var (
 	ErrIncarnation    = errors.New("node id is registered with another data directory: evict the old one, or restore its directory")
 	ErrEvicted        = errors.New("this data directory was evicted from the cluster: start the node with an empty one")
 	ErrInvalid        = errors.New("command is not valid")
+	ErrMove           = errors.New("shard is placed or moving otherwise: read the table again")
+	// ErrAlive is the one refusal that time may cure.
+	ErrAlive = errors.New("the incarnation to be replaced is still running: stop it, or correct the node id")
 )
 
 // Errors of this node rather than of the group.
@@ -39,6 +42,8 @@ const (
 	codeIncarnation    code = 14
 	codeEvicted        code = 15
 	codeInvalid        code = 16
+	codeMove           code = 17
+	codeAlive          code = 18
 )
 
 // result is what a committed command, or the node that was asked, answers.
@@ -47,6 +52,8 @@ type result struct {
 	Detail string  `json:"detail,omitempty"`
 	Epoch  uint64  `json:"epoch,omitempty"`
 	Status *status `json:"status,omitempty"`
+	// Registered is the peer that has the node id, with codeIncarnation.
+	Registered string `json:"registered,omitempty"`
 }
 
 func refuse(c code, format string, args ...any) result {
@@ -74,6 +81,10 @@ func (r result) err() error {
 		base = ErrIncarnation
 	case codeEvicted:
 		base = ErrEvicted
+	case codeMove:
+		base = ErrMove
+	case codeAlive:
+		base = ErrAlive
 	default:
 		base = ErrInvalid
 	}

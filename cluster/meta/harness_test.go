@@ -65,6 +65,12 @@ func (w *wire) peers() []string {
 	return ps
 }
 
+func (w *wire) runs(peer string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.metas[peer] != nil
+}
+
 // port is one node's end of the wire.
 type port struct {
 	w    *wire
@@ -106,6 +112,7 @@ type node struct {
 	log   *raft.InmemStore
 	snaps *raft.InmemSnapshotStore
 	tune  func(*meta.Config)
+	alive func(peer string) bool
 	*meta.Meta
 }
 
@@ -152,7 +159,7 @@ func (n *node) start() {
 	}
 	p := port{n.w, peer, trans}
 	m, err := meta.Open(testLogger().With("node", string(n.spec.ID)), nil, cfg, meta.Deps{
-		Stores: n.log, Snapshots: n.snaps, Transport: trans, Forwarder: p, Poker: p, Contacts: n.w.peers,
+		Stores: n.log, Snapshots: n.snaps, Transport: trans, Forwarder: p, Poker: p, Contacts: n.w.peers, Alive: n.alive,
 	})
 	if err != nil {
 		n.t.Fatal(err)

@@ -151,17 +151,41 @@ func (m *Meta) bootstrap() error {
 	return nil
 }
 
+// replacePause is how long a new incarnation waits while its predecessor is
+// still heard of.
+const replacePause = time.Second
+
 // Join registers this node, through any contact, and returns when it has become
 // a member, its State shows so and it is as new as WaitReady promises. Until a
 // cluster exists it waits. It is called at every start, whether the node is new
-// or not: for a known node it only updates addresses. Refusals come back at once: ErrIncarnation for an
-// emptied directory under a registered id, ErrEvicted.
-func (m *Meta) Join(ctx context.Context, self Node) error {
+// or not: for a known node it only updates addresses. Where the node id is
+// registered with another incarnation, whose data directory is then gone, it
+// takes that one's place, as soon as that one is not running any more; progress
+// hears why that takes its time. ErrEvicted comes back at once.
+func (m *Meta) Join(ctx context.Context, self Node, progress func(error)) error {
 	if self.Peer() != m.cfg.Peer {
 		return fmt.Errorf("join cluster: %w: node %s is not this peer (%s)", ErrInvalid, self.Peer(), m.cfg.Peer)
 	}
-	if err := m.Propose(ctx, RegisterNode{Node: self}); err != nil {
-		return fmt.Errorf("join cluster: %w", err)
+	for {
+		r, err := m.propose(ctx, RegisterNode{Node: self})
+		if errors.Is(err, ErrIncarnation) && r.Registered != "" {
+			m.logger.Warn("node id belongs to an earlier data directory: taking its place", "old", r.Registered, "peer", m.cfg.Peer)
+			_, err = m.propose(ctx, ReplaceNode{Node: self, Old: r.Registered})
+		}
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, ErrAlive) && !errors.Is(err, ErrIncarnation) {
+			return fmt.Errorf("join cluster: %w", err)
+		}
+		progress(err)
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("join cluster: %w (%w)", err, ctx.Err())
+		case <-m.closing:
+			return ErrClosed
+		case <-time.After(replacePause):
+		}
 	}
 	for {
 		changed := m.Watch()

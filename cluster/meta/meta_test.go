@@ -9,6 +9,7 @@ import (
 
 	"github.com/sluice-iot/sluice/cluster/meta"
 	"github.com/sluice-iot/sluice/cluster/placement"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 func TestInitGivesEveryNodeTheSameState(t *testing.T) {
@@ -227,7 +228,7 @@ func TestMinorityCommitsNothing(t *testing.T) {
 	}
 }
 
-func TestWipedNodeIsRefusedUntilItsOldSelfIsEvicted(t *testing.T) {
+func TestWipedNodeTakesThePlaceOfItsOldSelf(t *testing.T) {
 	w := newWire()
 	ns := w.nodes(t, 3)
 	initialised(t, ns, 3)
@@ -235,25 +236,127 @@ func TestWipedNodeIsRefusedUntilItsOldSelfIsEvicted(t *testing.T) {
 	ns[2].stop()
 	wiped := w.node(t, spec(2, 0xbeef))
 	wiped.start()
-	if err := wiped.Join(within(t, 5*time.Second), wiped.spec); !errors.Is(err, meta.ErrIncarnation) {
-		t.Fatalf("wiped node under a registered id: %v", err)
-	}
-	if wiped.State().Initialized() || len(wiped.Members()) != 0 {
-		t.Fatal("refused node was sent the state")
-	}
-	if err := ns[0].Propose(within(t, 5*time.Second), meta.Evict{Peer: old.Peer()}); err != nil {
-		t.Fatal(err)
-	}
-	if err := wiped.Join(within(t, 10*time.Second), wiped.spec); err != nil {
+	if err := wiped.Join(within(t, 20*time.Second), wiped.spec, unexpected(t)); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "the new incarnation votes instead of the old one", func() bool {
 		v := ns[0].Voters()
 		return len(v) == 3 && slices.Contains(v, wiped.spec.Peer()) && !slices.Contains(ns[0].Members(), old.Peer())
 	})
+	if s := wiped.State(); !s.Evicted[old.Peer()] || s.Nodes[old.ID].Peer() != wiped.spec.Peer() {
+		t.Errorf("registered %+v, evicted %v", s.Nodes[old.ID], s.Evicted)
+	}
 	ns[2].start() // the old directory turns up again
-	if err := ns[2].Join(within(t, 5*time.Second), old); !errors.Is(err, meta.ErrEvicted) {
+	if err := ns[2].Join(within(t, 10*time.Second), old, unexpected(t)); !errors.Is(err, meta.ErrEvicted) {
 		t.Errorf("evicted directory: %v", err)
+	}
+}
+
+func TestIncarnationThatStillRunsIsNotReplaced(t *testing.T) {
+	w := newWire()
+	ns := w.nodes(t, 3)
+	for _, n := range ns {
+		n.stop()
+		n.alive = func(peer string) bool { return w.runs(peer) }
+		n.start()
+	}
+	initialised(t, ns, 3)
+	twin := w.node(t, spec(2, 0xbeef)) // a second process with the node id of a running one
+	twin.start()
+	told := make(chan error, 64)
+	joined := make(chan error, 1)
+	go func() { joined <- twin.Join(within(t, 30*time.Second), twin.spec, func(err error) { told <- err }) }()
+	if err := <-told; !errors.Is(err, meta.ErrAlive) {
+		t.Errorf("told %v, want that the other one runs", err)
+	}
+	if s := ns[0].State(); s.Nodes["n2"].Peer() != ns[2].spec.Peer() || len(s.Evicted) != 0 {
+		t.Errorf("registered %+v, evicted %v", s.Nodes["n2"], s.Evicted)
+	}
+	ns[2].stop()
+	if err := <-joined; err != nil {
+		t.Errorf("after the first one has ended: %v", err)
+	}
+}
+
+// TestWipedNodeWaitsForAQuorum is the case in which its return would help to
+// elect somebody who lacks what is committed: it is not let in.
+func TestWipedNodeWaitsForAQuorum(t *testing.T) {
+	w := newWire()
+	ns := w.nodes(t, 3)
+	initialised(t, ns, 3)
+	ns[0].stop()
+	ns[2].stop()
+	wiped := w.node(t, spec(2, 0xbeef))
+	wiped.start()
+	if err := wiped.Join(within(t, 3*time.Second), wiped.spec, unexpected(t)); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with one of three voters left: %v, want a wait", err)
+	}
+	if wiped.State().Initialized() || len(ns[1].State().Evicted) != 0 || ns[1].IsLeader() {
+		t.Errorf("the wiped node has state %v, the survivor leads %v", wiped.State().Initialized(), ns[1].IsLeader())
+	}
+	ns[0].start()
+	if err := wiped.Join(within(t, 30*time.Second), wiped.spec, unexpected(t)); err != nil {
+		t.Errorf("with two of three voters back: %v", err)
+	}
+}
+
+// unexpected is the progress of a Join that nothing should hold up.
+func unexpected(t *testing.T) func(error) {
+	return func(err error) { t.Errorf("join was held up: %v", err) }
+}
+
+func TestMovesAreRecordedCarriedOutAndGivenUp(t *testing.T) {
+	ns := newWire().nodes(t, 4)
+	if err := ns[0].Init(within(t, 10*time.Second), meta.InitSpec{ClusterID: "C1", Shards: 4, Replicas: 3, Nodes: specs(ns)}); err != nil {
+		t.Fatal(err)
+	}
+	ctx := within(t, 20*time.Second)
+	state := func() *meta.State {
+		if err := ns[0].Sync(ctx); err != nil {
+			t.Fatal(err)
+		}
+		return ns[0].State()
+	}
+	p := state().Table[1]
+	var to telemetry.NodeID
+	for id := range state().Nodes {
+		if !p.Has(id) {
+			to = id
+		}
+	}
+	m := meta.Move{From: p.Replicas[0], To: to}
+	for _, c := range []meta.StartMove{
+		{Shard: 1, Move: meta.Move{From: to, To: p.Replicas[0]}}, {Shard: 9, Move: m}, {Shard: 1}, {Shard: 1, Move: meta.Move{To: "n9"}},
+	} {
+		if err := ns[0].Propose(ctx, c); err == nil {
+			t.Errorf("%+v was accepted, the shard is on %v", c, p.Replicas)
+		}
+	}
+	for range 2 { // a repeat is no error
+		if err := ns[0].Propose(ctx, meta.StartMove{Shard: 1, Move: m}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := state(); !s.Table[1].Equal(p) || slices.Contains(s.Target(1), m.From) || !slices.Contains(s.Target(1), m.To) {
+		t.Errorf("table %v, target %v, move %+v", s.Table[1], s.Target(1), m)
+	}
+	for range 2 {
+		if err := ns[0].Propose(ctx, meta.EndMove{Shard: 1, Move: m, Done: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if q := state().Table[1]; q.Has(m.From) || !q.Has(m.To) || !q.Has(q.Preferred) || len(state().Moves) != 0 {
+		t.Errorf("after the move: %+v, moves %v", q, state().Moves)
+	}
+	back := meta.Move{From: m.To, To: m.From}
+	if err := ns[0].Propose(ctx, meta.StartMove{Shard: 1, Move: back}); err != nil {
+		t.Fatal(err)
+	}
+	if err := ns[0].Propose(ctx, meta.Evict{Peer: state().Nodes[back.To].Peer()}); err != nil {
+		t.Fatal(err)
+	}
+	if s := state(); len(s.Moves) != 0 || !s.Table[1].Has(m.To) {
+		t.Errorf("the destination was evicted, but moves are %v and the table has %v", s.Moves, s.Table[1])
 	}
 }
 
@@ -264,7 +367,7 @@ func TestLateNodesJoinThroughAnyMemberAndFiveVote(t *testing.T) {
 	for i := 3; i < 8; i++ {
 		n := w.node(t, spec(i, 0x10+i))
 		n.start()
-		if err := n.Join(within(t, 10*time.Second), n.spec); err != nil {
+		if err := n.Join(within(t, 10*time.Second), n.spec, unexpected(t)); err != nil {
 			t.Fatal(err)
 		}
 		if _, ok := n.State().ByPeer(n.spec.Peer()); !ok {
@@ -275,7 +378,7 @@ func TestLateNodesJoinThroughAnyMemberAndFiveVote(t *testing.T) {
 	eventually(t, "five voters of eight members", func() bool { return len(ns[0].Voters()) == 5 && len(ns[0].Members()) == 8 })
 	moved := ns[7].spec
 	moved.MQTT = "127.0.0.1:9999"
-	if err := ns[7].Join(within(t, 5*time.Second), moved); err != nil { // a restart with another address
+	if err := ns[7].Join(within(t, 5*time.Second), moved, unexpected(t)); err != nil { // a restart with another address
 		t.Fatal(err)
 	}
 	if got := ns[7].State().Nodes["n7"].MQTT; got != moved.MQTT {
@@ -299,7 +402,7 @@ func TestSnapshotBringsALateNodeUpToDate(t *testing.T) {
 	}
 	late := w.node(t, spec(1, 0x11))
 	late.start()
-	if err := late.Join(within(t, 10*time.Second), late.spec); err != nil {
+	if err := late.Join(within(t, 10*time.Second), late.spec, unexpected(t)); err != nil {
 		t.Fatal(err)
 	}
 	if got := late.State().Feature; got != 20 {

@@ -101,6 +101,9 @@ func (m *Meta) contacts() []string {
 }
 
 func (m *Meta) applyHere(ctx context.Context, entry []byte) (result, error) {
+	if r := m.judge(entry); r.Code != codeOK {
+		return r, nil
+	}
 	f := m.raft.Apply(entry, forwardTimeout)
 	if err := m.await(ctx, f); err != nil {
 		return result{}, raftError(err)
@@ -110,6 +113,21 @@ func (m *Meta) applyHere(ctx context.Context, entry []byte) (result, error) {
 		return result{}, fmt.Errorf("apply to meta group: unexpected answer %T", f.Response())
 	}
 	return r, nil
+}
+
+// judge refuses, before it is in the log, what the leader knows better than the
+// state: an incarnation that runs must not be replaced. It is a precaution
+// against two nodes with one id; if it errs, raft still counts every voter once.
+func (m *Meta) judge(entry []byte) result {
+	c, err := decodeCommand(entry)
+	if err != nil {
+		return refuse(codeInvalid, "%v", err)
+	}
+	r, ok := c.(ReplaceNode)
+	if ok && m.deps.Alive != nil && m.State().Nodes[r.Node.ID].Peer() == r.Old && m.deps.Alive(r.Old) {
+		return refuse(codeAlive, "peer %s", r.Old)
+	}
+	return result{}
 }
 
 func raftError(err error) error {

@@ -33,6 +33,9 @@ func (e *RemoteError) Error() string { return e.Text }
 type RefusedError struct {
 	Peer   string // whom we called, or who called us (unproven)
 	Reason string
+	// Evicted says that the peer has proven to be of our cluster and knows that
+	// this node's incarnation was evicted from it.
+	Evicted bool
 }
 
 func (e *RefusedError) Error() string {

@@ -41,6 +41,7 @@ const (
 const (
 	verdictOK      = 0
 	verdictRefused = 1
+	verdictEvicted = 2 // only as the last word, from an acceptor that has proven itself
 )
 
 type hello struct {
@@ -139,7 +140,7 @@ func readReply(r io.Reader, peer string) ([]byte, error) {
 		return nil, err
 	}
 	if b[0] != verdictOK {
-		return nil, &RefusedError{Peer: peer, Reason: fmt.Sprintf("%q", b[1:])}
+		return nil, &RefusedError{Peer: peer, Reason: fmt.Sprintf("%q", b[1:]), Evicted: b[0] == verdictEvicted}
 	}
 	return b, nil
 }
@@ -158,6 +159,9 @@ func (m *Mux) greet(nc net.Conn, target string, why purpose) (cluster string, er
 	}
 	second, err := readReply(nc, target)
 	if err != nil {
+		if refused := (*RefusedError)(nil); errors.As(err, &refused) {
+			refused.Evicted = false // whoever says so has proven nothing yet
+		}
 		return "", fmt.Errorf("greet %s: %w", target, err)
 	}
 	c, signed, proof, err := decodeChallenge(second)
@@ -227,6 +231,11 @@ func (m *Mux) welcome(nc net.Conn) (hello, error) {
 	if !hmac.Equal(proof[1:], prove(m.cfg.Secret, "dialer", first, second, binding)) {
 		reason := "wrong secret: the two nodes have different cluster secrets"
 		_ = writeMessage(nc, refusal(reason))
+		return h, &RefusedError{Peer: h.dialer, Reason: reason}
+	}
+	if m.isEvicted(h.dialer) {
+		reason := h.dialer + " was evicted from the cluster"
+		_ = writeMessage(nc, append([]byte{verdictEvicted}, reason...))
 		return h, &RefusedError{Peer: h.dialer, Reason: reason}
 	}
 	if err := writeMessage(nc, []byte{verdictOK}); err != nil {

@@ -212,3 +212,31 @@ func TestMutualTLSBindsCertificateToNode(t *testing.T) {
 		t.Errorf("call to n2, which has the certificate of n1: %v", err)
 	}
 }
+
+func TestEvictedPeerIsCutOffAndTold(t *testing.T) {
+	d := newDirectory()
+	a, b := newTestMux(t, d, peerID(0)), newTestMux(t, d, peerID(1))
+	d.set(peerID(0), a.Addr().String())
+	d.set(peerID(1), b.Addr().String())
+	a.Handle(64, echo)
+	b.Handle(64, echo)
+	ctx := testContext(t)
+	for _, call := range []func() error{
+		func() error { _, err := a.Call(ctx, peerID(1), 64, 0, nil); return err },
+		func() error { _, err := b.Call(ctx, peerID(0), 64, 0, nil); return err },
+	} {
+		if err := call(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused := eventsOf(a, Refused)
+	b.SetEvicted(map[string]bool{peerID(0): true})
+	r := (*RefusedError)(nil)
+	if e := <-refused; !errors.As(e.Err, &r) || !r.Evicted {
+		t.Errorf("it is told %v, want that it was evicted", e.Err)
+	}
+	if _, err := b.Call(ctx, peerID(0), 64, 0, nil); !errors.Is(err, ErrNotConnected) {
+		t.Errorf("call of an evicted peer: %v, want %v", err, ErrNotConnected)
+	}
+	eventually(t, "neither has a connection", func() bool { return !a.Connected(peerID(1)) && !b.Connected(peerID(0)) && len(b.connections()) == 0 })
+}

@@ -44,7 +44,8 @@ type Mux struct {
 	streamHandlers [applicationKinds]atomic.Pointer[StreamHandler]
 	cluster        atomic.Pointer[string]
 
-	groups atomic.Pointer[map[uint32]*Transport] // replaced under mu
+	groups  atomic.Pointer[map[uint32]*Transport] // replaced under mu
+	evicted atomic.Pointer[map[string]bool]       // never changed once stored
 
 	peersMu sync.RWMutex
 	peers   map[string]*peer
@@ -128,6 +129,23 @@ func (m *Mux) SetClusterID(id string) error {
 		}
 	}
 	return nil
+}
+
+// SetEvicted names the peers that must not be heard any more; the map is not
+// changed afterwards. Their connections end, and future ones are refused with
+// that reason.
+func (m *Mux) SetEvicted(peers map[string]bool) {
+	m.evicted.Store(&peers)
+	for _, c := range m.connections() {
+		if peers[c.peer] {
+			c.fail(&RefusedError{Peer: c.peer, Reason: "the peer was evicted from the cluster"})
+		}
+	}
+}
+
+func (m *Mux) isEvicted(peer string) bool {
+	e := m.evicted.Load()
+	return e != nil && (*e)[peer]
 }
 
 func (m *Mux) clusterID() string { return *m.cluster.Load() }
@@ -228,6 +246,9 @@ func (m *Mux) resolve(id string) (string, error) {
 	if id == m.cfg.Self {
 		return m.listener.Addr().String(), nil
 	}
+	if m.isEvicted(id) {
+		return "", fmt.Errorf("resolve %s: it was evicted from the cluster", id)
+	}
 	addr, err := m.resolver.Resolve(id)
 	if err != nil {
 		return "", fmt.Errorf("resolve %s: %w", id, err)
@@ -288,6 +309,9 @@ func (m *Mux) register(c *conn) bool {
 	}
 	m.mu.Unlock()
 	m.metrics.connections.Inc()
+	if m.isEvicted(c.peer) { // meanwhile: SetEvicted has not seen this connection
+		c.fail(&RefusedError{Peer: c.peer, Reason: "the peer was evicted from the cluster"})
+	}
 	if old != nil {
 		old.fail(errors.New("peer has made a new connection"))
 	}

@@ -69,7 +69,8 @@ func (b *backend) Status(ctx context.Context) (api.Status, error) {
 	for id, p := range st.Table {
 		out.Shards = append(out.Shards, shardStatus(st, telemetry.ShardID(id), p, views))
 	}
-	out.Alarms = alarms(&out, st)
+	out.Moves = movesOf(st)
+	out.Alarms = append(alarms(&out, st), b.node.troubles()...)
 	if a := b.node.stores.alarm(); a != "" {
 		out.Alarms = append(out.Alarms, a)
 	}
@@ -106,10 +107,20 @@ func (b *backend) nodes(st *meta.State) []api.Node {
 func shardStatus(st *meta.State, id telemetry.ShardID, p placement.Placement, views map[string][]shard.ReplicaStatus) api.Shard {
 	out := api.Shard{ID: id, Replicas: []api.Replica{}}
 	term := uint64(0)
-	for _, nodeID := range p.Replicas {
+	replicas := p.Replicas
+	if m, moving := st.Moves[id]; moving && m.To != "" {
+		replicas = append(slices.Clone(replicas), m.To)
+	}
+	for _, nodeID := range replicas {
 		n := st.Nodes[nodeID]
 		rep := api.Replica{Node: nodeID, Zone: n.Zone, Role: api.RoleVoter}
+		if !p.Has(nodeID) {
+			rep.Role = api.RoleNonvoter // until it says otherwise
+		}
 		i := slices.IndexFunc(views[n.Peer()], func(r shard.ReplicaStatus) bool { return r.Shard == id })
+		if _, answered := views[n.Peer()]; answered && i < 0 {
+			rep.Role = api.RoleNonvoter // it is there, but does not run the replica
+		}
 		if i >= 0 {
 			v := views[n.Peer()][i]
 			rep.Role = v.Role
@@ -141,9 +152,62 @@ func alarms(s *api.Status, st *meta.State) []string {
 	if leaderless > 0 {
 		out = append(out, fmt.Sprintf("%d of %d shards have no leader", leaderless, len(s.Shards)))
 	}
+	out = append(out, repairs(s, st)...)
 	if !s.ZoneSafe && st.Initialized() {
 		out = append(out, "the loss of one zone would stop some shards: run nodes in three zones")
 	}
+	return out
+}
+
+// repairs names the nodes with replicas that do not vote although they should,
+// and those that keep what they were told to give away.
+func repairs(s *api.Status, st *meta.State) (out []string) {
+	building := map[telemetry.NodeID]int{}
+	for _, sh := range s.Shards {
+		for _, r := range sh.Replicas {
+			if r.Role == api.RoleNonvoter && st.Moves[sh.ID].To != r.Node {
+				building[r.Node]++
+			}
+		}
+	}
+	leaving := map[telemetry.NodeID]bool{}
+	for _, n := range s.Nodes {
+		if k := building[n.ID]; k > 0 {
+			out = append(out, fmt.Sprintf("node %s: %d replicas do not vote yet, they are being rebuilt from their peers", n.ID, k))
+		}
+		leaving[n.ID] = n.State == api.NodeDraining
+	}
+	for _, n := range s.Nodes {
+		if left := held(st, n.ID); leaving[n.ID] && left > 0 && !emptied(st, leaving) {
+			out = append(out, fmt.Sprintf("node %s is draining but keeps its %d replicas: the other nodes cannot take them without being less safe", n.ID, left))
+		}
+	}
+	return out
+}
+
+func held(st *meta.State, id telemetry.NodeID) (n int) {
+	for _, p := range st.Table {
+		if p.Has(id) {
+			n++
+		}
+	}
+	return n
+}
+
+// emptied reports whether placement would take the replicas off the nodes that
+// leave.
+func emptied(st *meta.State, leaving map[telemetry.NodeID]bool) bool {
+	all := st.PlacementNodes(true)
+	rest := slices.DeleteFunc(slices.Clone(all), func(n placement.Node) bool { return leaving[n.ID] })
+	return canLeave(st, st.Table, all, rest)
+}
+
+func movesOf(st *meta.State) []api.Move {
+	out := make([]api.Move, 0, len(st.Moves))
+	for id, m := range st.Moves {
+		out = append(out, api.Move{Shard: id, From: m.From, To: m.To})
+	}
+	slices.SortFunc(out, func(x, y api.Move) int { return cmp.Compare(x.Shard, y.Shard) })
 	return out
 }
 
@@ -184,6 +248,25 @@ func (b *backend) Drain(ctx context.Context, id telemetry.NodeID) error {
 		return unavailable(err)
 	}
 	return nil
+}
+
+// Evict implements api.Cluster.
+func (b *backend) Evict(ctx context.Context, id telemetry.NodeID) error {
+	st := b.node.meta.State()
+	n, ok := st.Nodes[id]
+	if !ok {
+		return fmt.Errorf("node %s: %w", id, api.ErrNotFound)
+	}
+	busy := held(st, id)
+	for _, m := range st.Moves {
+		if m.To == id {
+			busy++
+		}
+	}
+	if busy > 0 && b.node.alive(n.Peer()) {
+		return fmt.Errorf("node %s is alive and has %d replicas: drain it until it has none, or stop it first: %w", id, busy, api.ErrConflict)
+	}
+	return unavailable(b.node.meta.Propose(ctx, meta.Evict{Peer: n.Peer()}))
 }
 
 // Readings implements api.Reader.

@@ -68,6 +68,8 @@ func (n *node) initCluster(ctx context.Context, req api.InitRequest) error {
 func (n *node) ready() error {
 	st := n.meta.State()
 	switch {
+	case !st.Initialized() && n.clusterExists():
+		return errors.New("the node waits to be part of the cluster")
 	case !st.Initialized():
 		return errors.New("the cluster is not initialised: run `sluice cluster init` once")
 	case n.drained.Load():

@@ -47,7 +47,28 @@ func (c *drainCmd) Run(ctx context.Context) error {
 		if err := cl.Drain(ctx, c.Node); err != nil {
 			return err
 		}
-		fmt.Printf("%s is draining: it answers what is in flight, lets its clients go and hands its leaders over; see sluice status\n", c.Node)
+		fmt.Printf("%s is draining: it answers what is in flight, lets its clients go and hands its leaders over; its replicas move after ten seconds where other nodes can take them; see sluice status\n", c.Node)
+		return nil
+	})
+}
+
+type nodesCmd struct {
+	List  nodesListCmd  `cmd:"" default:"withargs" help:"List the nodes."`
+	Evict nodesEvictCmd `cmd:"" help:"Remove a node that is gone, or drained and empty, for ever. Its id is free for an empty data directory."`
+}
+
+type nodesEvictCmd struct {
+	apiFlag
+	Node telemetry.NodeID `arg:"" help:"Id of the node."`
+}
+
+// Run implements kong.
+func (c *nodesEvictCmd) Run(ctx context.Context) error {
+	return c.with(func(cl *client.Client) error {
+		if err := cl.Evict(ctx, c.Node); err != nil {
+			return err
+		}
+		fmt.Printf("%s is evicted: its data directory may not come back, and its replicas move to other nodes where there are any; see sluice status\n", c.Node)
 		return nil
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-iot/sluice/cluster/mux"
@@ -22,7 +23,8 @@ import (
 
 const (
 	fetchEvery = 2 * time.Second
-	fetchMax   = 10 * time.Minute // one range from one peer
+	fetchLook  = 250 * time.Millisecond // while replicas here are being built
+	fetchMax   = 10 * time.Minute       // one range from one peer
 	// segmentHeadMax bounds the description of a segment on a stream.
 	segmentHeadMax = 4 << 10
 )
@@ -34,6 +36,9 @@ type segmentFetcher struct {
 	mux    *mux.Mux
 	host   *shard.Host
 	dir    directory
+
+	inherited bool        // an earlier incarnation has left rows
+	verified  atomic.Bool // what an earlier incarnation has left was read back
 }
 
 // serve gives peers the segments they ask for.
@@ -71,12 +76,17 @@ func (f *segmentFetcher) send(ctx context.Context, w io.Writer, id telemetry.Sha
 
 // run looks for missing ranges until ctx ends.
 func (f *segmentFetcher) run(ctx context.Context) {
-	tick := time.NewTicker(fetchEvery)
+	f.verify(ctx)
+	tick := time.NewTicker(fetchLook)
 	defer tick.Stop()
+	var last time.Time
 	for {
-		for id, upTo := range f.host.Stored() {
-			for _, r := range f.files.Missing(id, upTo) {
-				f.fetch(ctx, id, r)
+		if now := time.Now(); now.Sub(last) >= fetchEvery || f.host.Building() {
+			last = now
+			for id, upTo := range f.host.Stored() {
+				for _, r := range f.files.Missing(id, upTo) {
+					f.fetch(ctx, id, r)
+				}
 			}
 		}
 		select {
@@ -85,6 +95,35 @@ func (f *segmentFetcher) run(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
+}
+
+// verify reads back, whole, every segment that this incarnation has not written:
+// nobody has looked at them since the damage. What is bad is set aside, and then
+// fetched like any other.
+func (f *segmentFetcher) verify(ctx context.Context) {
+	if !f.inherited {
+		f.verified.Store(true)
+		return
+	}
+	for _, id := range f.files.Shards() {
+		for _, seg := range f.files.Segments(id) {
+			err := f.files.Verify(ctx, seg)
+			if err == nil || ctx.Err() != nil {
+				continue
+			}
+			f.logger.Warn("segment of an earlier incarnation is damaged", "shard", id, "err", err)
+			if err := f.files.SetAside(ctx, seg, err); err != nil {
+				f.logger.Error("set aside damaged segment", "shard", id, "err", err)
+				return
+			}
+		}
+	}
+	f.verified.Store(ctx.Err() == nil)
+}
+
+// complete implements shard.Deps.Complete.
+func (f *segmentFetcher) complete(id telemetry.ShardID, upTo uint64) bool {
+	return f.verified.Load() && len(f.files.Missing(id, upTo)) == 0
 }
 
 // fetch asks the other replicas, one after the other, until nothing is missing.

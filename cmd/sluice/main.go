@@ -24,7 +24,7 @@ type cli struct {
 	Config    configCmd `cmd:"" help:"Check or print a node's configuration."`
 
 	Status     statusCmd     `cmd:"" help:"Show nodes, shards and the ledger of the cluster."`
-	Nodes      nodesCmd      `cmd:"" help:"List the nodes."`
+	Nodes      nodesCmd      `cmd:"" help:"List the nodes, or evict one."`
 	Shards     shardsCmd     `cmd:"" help:"List the shards with leaders, replicas and backlog."`
 	Device     deviceCmd     `cmd:"" help:"List or show devices."`
 	Query      queryCmd      `cmd:"" help:"Print readings of a device."`

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-iot/sluice/cluster/detector"
 	"github.com/sluice-iot/sluice/cluster/gossip"
+	"github.com/sluice-iot/sluice/cluster/meta"
 	"github.com/sluice-iot/sluice/cluster/mux"
 )
 
@@ -68,6 +69,10 @@ func (n *node) self() gossip.Member {
 
 func (n *node) observeMux(e mux.Event) {
 	switch e.Kind {
+	case mux.Refused:
+		if refused := (*mux.RefusedError)(nil); errors.As(e.Err, &refused) && refused.Evicted {
+			n.fail(fmt.Errorf("%w (peer %s, by the word of %s)", meta.ErrEvicted, n.identity.Peer(), e.Peer))
+		}
 	case mux.Up:
 		n.detector.Observe(e.Peer, detector.Connected)
 	case mux.Silent:

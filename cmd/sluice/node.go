@@ -50,11 +50,16 @@ type node struct {
 	meta     *meta.Meta         // what all agree on
 	host     *shard.Host        // the replicas that live here
 	router   *shard.Router      // the way to everybody else's
+	fetcher  *segmentFetcher    // of rows that replicas here lack; nil with a database
 	intake   *intake            // the way into the log
 	pubsub   *pubsub.Hub        // from node to node, for subscribers
 	hub      *api.Hub           // live anomaly events
 	feed     *anomalyFeed
 	broker   atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
+
+	damage  error                  // what ended the life before this one, nil for the first
+	failed  chan error             // what ends this one
+	waiting atomic.Pointer[string] // why the node is not part of the cluster yet, "" when it is
 
 	serving  atomic.Bool // the broker takes publishes
 	draining atomic.Bool
@@ -63,14 +68,25 @@ type node struct {
 	running  sync.WaitGroup
 }
 
-// runNode runs a node until ctx ends or something fatal happens.
-func runNode(ctx context.Context, logger *slog.Logger, cfg Config) (err error) {
-	n := &node{cfg: cfg, logger: logger.With("node", cfg.Node.ID), registry: prometheus.NewRegistry()}
+// runLife runs a node until ctx ends, something fatal happens, or its data
+// directory turns out to be damaged.
+func runLife(ctx context.Context, logger *slog.Logger, cfg Config, damage error) (err error) {
+	n := &node{
+		cfg: cfg, logger: logger.With("node", cfg.Node.ID), registry: prometheus.NewRegistry(),
+		damage: damage, failed: make(chan error, 1),
+	}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	ctx, cancel := context.WithCancel(ctx)
+	ctx, cancel := context.WithCancelCause(ctx)
+	n.running.Go(func() { // also while starting: waiting for the cluster may take for ever
+		select {
+		case err := <-n.failed:
+			cancel(err)
+		case <-ctx.Done():
+		}
+	})
 	var closers []func() error
 	defer func() {
-		cancel()
+		cancel(nil)
 		for i := len(closers) - 1; i >= 0; i-- {
 			err = errors.Join(err, closers[i]())
 		}
@@ -92,7 +108,7 @@ func runNode(ctx context.Context, logger *slog.Logger, cfg Config) (err error) {
 		}
 		if err != nil {
 			if ctx.Err() != nil {
-				return nil // stopped while starting
+				return fatal(ctx) // stopped while starting
 			}
 			return err
 		}
@@ -100,6 +116,9 @@ func runNode(ctx context.Context, logger *slog.Logger, cfg Config) (err error) {
 	n.logger.Info("node serves", "zone", cfg.Node.Zone, "mqtt", cfg.MQTT.Listen, "http", cfg.HTTP.Listen, "peer", n.identity.Peer())
 	select {
 	case <-ctx.Done():
+		if err := fatal(ctx); err != nil {
+			return err // without draining: this incarnation has no say any more
+		}
 		n.stopServing()
 		return nil
 	case <-n.log.Failed():
@@ -109,6 +128,14 @@ func runNode(ctx context.Context, logger *slog.Logger, cfg Config) (err error) {
 	case err := <-n.stores.failed:
 		return fmt.Errorf("store: %w", err) // for the same reason
 	}
+}
+
+// fatal is what ended ctx, nil for the operator.
+func fatal(ctx context.Context) error {
+	if err := context.Cause(ctx); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
 }
 
 func (n *node) openData(context.Context) (func() error, error) {
@@ -126,22 +153,8 @@ func (n *node) openData(context.Context) (func() error, error) {
 	if n.identity, err = cluster.LoadOrCreateIdentity(dir, n.cfg.Node.ID, n.cfg.Node.Zone); err != nil {
 		return nil, err
 	}
-	keys, err := n.cfg.WAL.Encryption.keys()
-	if err != nil {
+	if err := n.openLog(); err != nil {
 		return n.identity.Close, err
-	}
-	n.log, err = wal.Open(n.logger, n.registry, wal.Config{
-		Dir: filepath.Join(dir, "wal"), Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
-		Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys,
-	})
-	if err != nil {
-		return n.identity.Close, fmt.Errorf("open log: %w", err)
-	}
-	if n.identity.ClusterID() != "" && len(n.log.Groups()) == 0 {
-		// Whoever has voted and forgotten it may vote twice, and then elect a
-		// leader that lacks acknowledged entries.
-		err := fmt.Errorf("data directory %s belongs to cluster %s but its log is gone: restore the directory's wal, or leave this node off; the other replicas carry on", dir, n.identity.ClusterID())
-		return func() error { return errors.Join(n.log.Close(), n.identity.Close()) }, err
 	}
 	n.stores, err = openStores(n.logger, n.registry, n.cfg, n.identity)
 	if err != nil {
@@ -151,6 +164,9 @@ func (n *node) openData(context.Context) (func() error, error) {
 }
 
 func (n *node) openMeta(ctx context.Context) (func() error, error) {
+	if err := n.checkMetaSnapshots(); err != nil {
+		return nil, err
+	}
 	snaps, err := snapfile.Open(filepath.Join(n.cfg.Node.Data, "meta"), 2, obs.Hclog(n.logger, hclog.Warn))
 	if err != nil {
 		return nil, fmt.Errorf("open snapshots of the meta group: %w", err)
@@ -161,7 +177,7 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	group.SetFloor(1<<64 - 1) // its state is in its snapshots: nothing else needs its log
 	n.meta, err = meta.Open(n.logger, n.registry, cfg, meta.Deps{
 		Stores: group, Snapshots: snaps, Transport: n.peers.Group(meta.Group),
-		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers,
+		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers, Alive: n.alive,
 	})
 	if err != nil {
 		return nil, err
@@ -185,7 +201,8 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,
-		Draining: n.peerDraining, Ask: n.peers.Ask,
+		Draining: n.peerDraining, Ask: n.peers.Ask, Evicted: func(peer string) bool { return n.meta.State().Evicted[peer] },
+		Complete: n.complete, Drop: n.stores.drop, Settled: n.settled,
 	})
 	if err != nil {
 		return nil, err
@@ -205,9 +222,9 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	n.peers.serveShards(ctx, n.host)
 	n.serveRefused()
 	if n.stores.files != nil {
-		f := &segmentFetcher{logger: n.logger, files: n.stores.files, mux: n.mux, host: n.host, dir: directory{n.meta}}
-		f.serve()
-		watch.Go(func() { f.run(ctx) })
+		n.fetcher = &segmentFetcher{logger: n.logger, files: n.stores.files, mux: n.mux, host: n.host, dir: directory{n.meta}, inherited: !n.identity.Joined()}
+		n.fetcher.serve()
+		watch.Go(func() { n.fetcher.run(ctx) })
 		watch.Go(func() { n.stores.maintain(ctx) })
 	}
 	return func() error {
@@ -245,8 +262,8 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 	n.logger.Info("waiting for the cluster", "peer", n.identity.Peer())
 	s := n.self()
 	self := meta.Node{ID: s.Node, Incarnation: n.identity.Incarnation(), Zone: s.Zone, Mux: s.Mux, MQTT: s.MQTT, HTTP: s.HTTP}
-	if err := n.meta.Join(ctx, self); err != nil { // waits for the cluster to exist
-		return nil, fmt.Errorf("join cluster: %w", err)
+	if err := n.join(ctx, self); err != nil { // waits for the cluster to exist
+		return nil, err
 	}
 	id := n.meta.State().ClusterID
 	if err := n.identity.AdoptCluster(id); err != nil {
@@ -265,24 +282,36 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 	if err := n.meta.Sync(ctx); err != nil {
 		return nil, fmt.Errorf("end draining: %w", err)
 	}
-	if err := n.host.Reconcile(replicasOf(n.meta.State())); err != nil {
+	if err := n.host.Reconcile(replicasOf(n.meta.State(), n.identity.Peer())); err != nil {
 		return nil, err
 	}
+	var following sync.WaitGroup
+	ctx, cancel := context.WithCancel(ctx)
+	stop := func() error {
+		cancel()
+		following.Wait()
+		return nil
+	}
+	following.Go(func() { n.follow(ctx) })
+	following.Go(func() { n.newMover().run(ctx) })
 	epoch, err := n.meta.NextEpoch(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("number this start: %w", err)
+		return stop, fmt.Errorf("number this start: %w", err)
 	}
 	pl, err := ingest.New(n.logger, n.registry, ingest.Config{
 		Origin: n.identity.Peer(), Epoch: epoch, Shards: n.meta.State().Shards, BytesOpenMax: 256 << 20, Linger: 2 * time.Millisecond,
 	}, n.router)
 	if err != nil {
-		return nil, err
+		return stop, err
 	}
 	n.intake.pipeline.Store(pl)
 	if err := n.openPubsub(epoch); err != nil {
-		return func() error { pl.Close(); return nil }, err
+		return func() error { pl.Close(); return stop() }, err
 	}
-	return func() error { pl.Close(); return n.closePubsub() }, nil
+	return func() error {
+		pl.Close()
+		return errors.Join(n.closePubsub(), stop())
+	}, nil
 }
 
 func (n *node) serveMQTT(ctx context.Context) (func() error, error) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"github.com/hashicorp/raft"
@@ -187,7 +188,11 @@ func (d directory) Replicas(id telemetry.ShardID) []string {
 	if int(id) >= len(st.Table) {
 		return nil
 	}
-	return peersOf(st, st.Table[id].Replicas)
+	nodes := st.Table[id].Replicas
+	if m, moving := st.Moves[id]; moving && m.To != "" {
+		nodes = append(slices.Clone(nodes), m.To)
+	}
+	return peersOf(st, nodes)
 }
 
 func (d directory) Peers() []string {
@@ -204,19 +209,6 @@ func peersOf(st *meta.State, nodes []telemetry.NodeID) []string {
 	for _, id := range nodes {
 		if n, ok := st.Nodes[id]; ok {
 			out = append(out, n.Peer())
-		}
-	}
-	return out
-}
-
-// replicasOf is the shard table in terms of peers. Every group was started by
-// the table the cluster was created with.
-func replicasOf(st *meta.State) []shard.Replica {
-	out := make([]shard.Replica, len(st.Table))
-	for i, p := range st.Table {
-		out[i] = shard.Replica{Shard: telemetry.ShardID(i), Peers: peersOf(st, p.Replicas), Seed: st.TableVersion == 1}
-		if n, ok := st.Nodes[p.Preferred]; ok {
-			out[i].Preferred = n.Peer()
 		}
 	}
 	return out

@@ -173,6 +173,9 @@ func shardSummary(st *api.Status) string {
 	} else {
 		text += ", all with a leader"
 	}
+	if n := len(st.Moves); n > 0 {
+		text += fmt.Sprintf(", %d moving", n)
+	}
 	return text + fmt.Sprintf("; at most %s entries not applied, %s not flushed", count(lag), size(backlog))
 }
 
@@ -225,13 +228,13 @@ func printLedger(w io.Writer, st *fullStatus) error {
 	return nil
 }
 
-type nodesCmd struct {
+type nodesListCmd struct {
 	apiFlag
 	JSON bool `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
-func (c *nodesCmd) Run(ctx context.Context) error {
+func (c *nodesListCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error {
 		st, err := cl.Status(ctx)
 		if err != nil {

@@ -83,6 +83,14 @@ func (s *stores) flushesMax() int {
 	return localFlushes
 }
 
+// drop removes the rows of a shard that has moved away.
+func (s *stores) drop(id telemetry.ShardID) error {
+	if s.files == nil {
+		return nil // they are everybody's
+	}
+	return s.files.Drop(id)
+}
+
 // alarm says what is wrong with the store, "" when nothing is known to be.
 func (s *stores) alarm() string {
 	if s.database == nil {

@@ -126,7 +126,7 @@ func (w *world) Peers() (out []string) {
 func (w *world) table() (out []shard.Replica) {
 	for s := range w.shards {
 		id := telemetry.ShardID(s)
-		out = append(out, shard.Replica{Shard: id, Peers: w.Replicas(id), Preferred: w.Replicas(id)[0], Seed: true})
+		out = append(out, shard.Replica{Shard: id, Peers: w.Replicas(id), Preferred: w.Replicas(id)[0], Seed: w.Replicas(id)})
 	}
 	return out
 }

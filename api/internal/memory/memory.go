@@ -221,6 +221,14 @@ func (c *Cluster) Drain(_ context.Context, node telemetry.NodeID) error {
 	return nil
 }
 
+// Evict knows n0 only, which is alive.
+func (c *Cluster) Evict(_ context.Context, node telemetry.NodeID) error {
+	if node != "n0" {
+		return fmt.Errorf("node %q: %w", node, api.ErrNotFound)
+	}
+	return fmt.Errorf("node n0 is alive: %w", api.ErrConflict)
+}
+
 // Readings fulfils api.Reader.
 func (c *Cluster) Readings(ctx context.Context, q store.Query) ([]store.Point, error) {
 	if h := c.hook().Readings; h != nil {

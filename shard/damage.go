@@ -1,0 +1,273 @@
+package shard
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// A replica whose latest snapshot cannot be read back has lost the state up to
+// it, but neither its vote nor, for the log is another file, what it has
+// acknowledged since. It is not started. It asks the leader to be removed from
+// the group; when it is, it sets the snapshots aside, empties its log but for
+// term and vote, and is built anew. Until then it is silent: it counts for no
+// quorum and stands in no election.
+
+// DamageError is a snapshot that cannot be read back.
+type DamageError struct {
+	Shard    telemetry.ShardID
+	Snapshot string
+	Err      error
+}
+
+func (e *DamageError) Error() string {
+	return fmt.Sprintf("snapshot %s of shard %d is damaged: %v", e.Snapshot, e.Shard, e.Err)
+}
+
+func (e *DamageError) Unwrap() error { return e.Err }
+
+// brokenAskEvery is how often a broken replica asks to be rebuilt.
+const brokenAskEvery = 2 * time.Second
+
+// broken is a replica that is not started because of damage.
+type broken struct {
+	place Replica
+	err   *DamageError
+	asked time.Time
+}
+
+// rebuild is a peer that has asked the leader here to be removed.
+type rebuild struct {
+	peer  string
+	asked time.Time
+}
+
+// checkSnapshots verifies the snapshot that a replica would start from.
+func checkSnapshots(logger *slog.Logger, id telemetry.ShardID, dir string, log raft.LogStore) error {
+	name, err := CheckSnapshots(logger, dir, log)
+	if name != "" {
+		return &DamageError{Shard: id, Snapshot: name, Err: err}
+	}
+	return err
+}
+
+// CheckSnapshots verifies the latest raft snapshot below dir; name is that of a
+// damaged one, with the reason as err. Raft falls back to an older one by itself,
+// which is right where the log still reaches back to that: then the latest was
+// never finished, and nothing was deleted because of it. Otherwise the entries
+// between the two would be missing.
+func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name string, err error) {
+	names, err := snapshotNames(dir)
+	if len(names) == 0 || err != nil {
+		return "", err
+	}
+	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, obs.Hclog(logger, hclog.Error))
+	if err != nil {
+		return "", fmt.Errorf("open snapshots in %s: %w", dir, err)
+	}
+	var damage error
+	upTo := uint64(0) // what can be started from
+	for _, n := range names {
+		meta, rc, err := files.Open(n) // verifies its checksum
+		if err != nil {
+			damage = errors.Join(damage, err)
+			continue
+		}
+		if err := rc.Close(); err != nil {
+			return "", fmt.Errorf("close snapshot %s: %w", n, err)
+		}
+		upTo = meta.Index
+		break
+	}
+	if damage == nil {
+		return "", nil
+	}
+	bridged, err := bridges(log, files, names[0], upTo)
+	if err != nil {
+		return "", fmt.Errorf("look for what is behind snapshot %s: %w", names[0], err)
+	}
+	if bridged {
+		logger.Warn("latest snapshot cannot be read, the log reaches back to the one before", "dir", dir, "snapshot", names[0], "err", damage)
+		return "", nil
+	}
+	return names[0], damage
+}
+
+// bridges reports whether the log alone leads on from entry upTo. It must reach as
+// far as a snapshot that raft lists: one behind the log's end was installed, and
+// the log is a leftover.
+func bridges(log raft.LogStore, files *raft.FileSnapshotStore, latest string, upTo uint64) (bool, error) {
+	first, err := log.FirstIndex()
+	if err != nil || first == 0 || first > upTo+1 {
+		return false, err
+	}
+	last, err := log.LastIndex()
+	if err != nil {
+		return false, err
+	}
+	listed, err := files.List()
+	return len(listed) == 0 || listed[0].ID != latest || last >= listed[0].Index, err
+}
+
+// snapshotNames lists raft's snapshots, the latest first. It goes by the names,
+// which a damaged description does not touch.
+func snapshotNames(dir string) (out []string, err error) {
+	entries, err := os.ReadDir(filepath.Join(dir, "snapshots"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list snapshots: %w", err)
+	}
+	age := map[string][]uint64{} // term, index, time
+	for _, e := range entries {
+		order := make([]uint64, 3)
+		if strings.HasSuffix(e.Name(), ".tmp") || !e.IsDir() {
+			continue
+		}
+		if _, err := fmt.Sscanf(e.Name(), "%d-%d-%d", &order[0], &order[1], &order[2]); err != nil {
+			continue // not raft's
+		}
+		age[e.Name()] = order
+		out = append(out, e.Name())
+	}
+	slices.SortFunc(out, func(a, b string) int { return slices.Compare(age[b], age[a]) })
+	return out, nil
+}
+
+// keepBroken remembers a replica that must not be started, until it has left.
+func (h *Host) keepBroken(r Replica, err *DamageError) error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if r.Left {
+		delete(h.brokens, r.Shard)
+		return nil
+	}
+	if b := h.brokens[r.Shard]; b != nil {
+		b.place = r
+		return nil
+	}
+	h.brokens[r.Shard] = &broken{place: r, err: err}
+	h.metrics.damaged.Inc()
+	h.logger.Error("replica is damaged: it neither votes nor leads until it has been rebuilt from its peers", "shard", r.Shard, "err", err)
+	return nil
+}
+
+// Damaged lists the replicas here that are damaged and not rebuilt yet.
+func (h *Host) Damaged() []error {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	var out []error
+	for _, b := range h.brokens {
+		out = append(out, b.err)
+	}
+	return out
+}
+
+// reportBroken asks the leaders of broken replicas to remove them.
+func (h *Host) reportBroken(ctx context.Context, peers Peers) {
+	var ask []telemetry.ShardID
+	h.mu.Lock()
+	for id, b := range h.brokens {
+		if time.Since(b.asked) >= brokenAskEvery {
+			b.asked = time.Now()
+			ask = append(ask, id)
+		}
+	}
+	h.mu.Unlock()
+	for _, id := range ask {
+		ctx, cancel := context.WithTimeout(ctx, memberAskMax)
+		if err := peers.Rebuild(ctx, id, h.cfg.Self); err != nil {
+			h.logger.Debug("leader of a damaged replica not reached", "shard", id, "err", err)
+		}
+		cancel()
+	}
+}
+
+// askedForRebuild notes, on the leader, that a peer's replica is broken.
+func (h *Host) askedForRebuild(id telemetry.ShardID, peer string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.rebuilds[id] = rebuild{peer, time.Now()}
+}
+
+func (h *Host) asksForRebuild(s *hosted) bool { return h.toRebuild(s) != "" }
+
+// toRebuild is a member of the shard that has asked for its removal, a moment ago:
+// it would ask again. It is silent, so the group loses no quorum by it.
+func (h *Host) toRebuild(s *hosted) string {
+	h.mu.RLock()
+	r, ok := h.rebuilds[s.id]
+	h.mu.RUnlock()
+	if !ok || time.Since(r.asked) > 2*brokenAskEvery || r.peer == h.cfg.Self {
+		return ""
+	}
+	if !slices.ContainsFunc(s.servers(), func(srv raft.Server) bool { return string(srv.ID) == r.peer }) {
+		return ""
+	}
+	return r.peer
+}
+
+// rebuildable forgets the request of a peer that has been removed.
+func (h *Host) rebuildable(s *hosted, peer string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.rebuilds[s.id].peer == peer {
+		delete(h.rebuilds, s.id)
+	}
+}
+
+// reopenBroken begins anew with a broken replica: a leader wants to add it, so
+// the group has gone on without it.
+func (h *Host) reopenBroken(id telemetry.ShardID) {
+	h.mu.RLock()
+	b := h.brokens[id]
+	h.mu.RUnlock()
+	if b == nil {
+		return
+	}
+	h.opening.Lock()
+	defer h.opening.Unlock()
+	h.mu.RLock()
+	again, closed, place := h.brokens[id], h.closed, b.place
+	h.mu.RUnlock()
+	if again != b || closed {
+		return
+	}
+	err := h.setAside(id)
+	if err == nil {
+		place.Seed = nil
+		err = h.open(place)
+	}
+	if err != nil { // the leader asks again
+		h.logger.Error("rebuild damaged replica", "shard", id, "err", err)
+		return
+	}
+	h.mu.Lock()
+	delete(h.brokens, id)
+	h.mu.Unlock()
+	h.logger.Info("damaged replica set aside, it is being rebuilt", "shard", id)
+}
+
+// setAside keeps the damaged snapshots under another name and empties the log.
+func (h *Host) setAside(id telemetry.ShardID) error {
+	log := h.deps.Log(GroupOf(id))
+	aside := fmt.Sprintf("%s.damaged-%d", filepath.Base(h.dir(id)), time.Now().UnixMicro())
+	if err := h.beginRetirement(id, log, retirement{Aside: aside}); err != nil {
+		return err
+	}
+	return h.finishRetirement(id, log)
+}

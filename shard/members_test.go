@@ -1,0 +1,233 @@
+package shard
+
+import (
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+)
+
+func TestStepsKeepTheQuorumAndGoOneAtATime(t *testing.T) {
+	gone := func(p string) bool { return p == "x" || p == "y" }
+	group := func(voters string, nonvoters string) (out []raft.Server) {
+		for _, p := range voters {
+			out = append(out, raft.Server{ID: raft.ServerID(p), Suffrage: raft.Voter})
+		}
+		for _, p := range nonvoters {
+			out = append(out, raft.Server{ID: raft.ServerID(p), Suffrage: raft.Nonvoter})
+		}
+		return out
+	}
+	for _, c := range []struct {
+		what    string
+		servers []raft.Server
+		want    []string
+		steps   []step
+	}{
+		{"nothing to do", group("abc", ""), []string{"a", "b", "c"}, []step{{"settled", "a"}}},
+		{"an evicted one goes first", group("abx", ""), []string{"a", "b", "c"}, []step{{"remove", "x"}}},
+		{"then its successor comes", group("ab", ""), []string{"a", "b", "c"}, []step{{"add", "c"}}},
+		{"and votes when it is ready", group("ab", "c"), []string{"a", "b", "c"}, []step{{"promote", "c"}}},
+		{"one that leaves stays until the other votes", group("abc", "d"), []string{"a", "b", "d"}, []step{{"promote", "d"}}},
+		{"then it goes", group("abcd", ""), []string{"a", "b", "d"}, []step{{"remove", "c"}}},
+		{"the leader hands over before it goes", group("abcd", ""), []string{"b", "c", "d"}, []step{{"resign", "a"}}},
+		{"a move that was given up", group("abc", "d"), []string{"a", "b", "c"}, []step{{"remove", "d"}}},
+		{"two are built side by side", group("a", "b"), []string{"a", "b", "c"}, []step{{"promote", "b"}, {"add", "c"}}},
+		{"a nonvoter of an evicted node goes too", group("abc", "y"), []string{"a", "b", "c"}, []step{{"remove", "y"}}},
+		{"no table, no change", group("abc", ""), nil, nil},
+	} {
+		if got := steps(c.servers, c.want, "a", gone); !slices.Equal(got, c.steps) {
+			t.Errorf("%s: %v, want %v", c.what, got, c.steps)
+		}
+	}
+}
+
+// voters waits until every running node of the group agrees on its voters.
+func (c *testCluster) voters(want ...string) {
+	c.t.Helper()
+	slices.Sort(want)
+	eventually(c.t, "the voters are as they should be", func() bool {
+		for _, n := range c.nodes {
+			if n.mux == nil || !slices.Contains(want, n.peer) {
+				continue
+			}
+			for s := range c.shards {
+				sh, ok := n.host.Shard(ShardOfGroup(s + 1))
+				if !ok {
+					return false
+				}
+				got := sh.voters()
+				if slices.Sort(got); !slices.Equal(got, want) {
+					return false
+				}
+			}
+		}
+		return true
+	})
+}
+
+func TestWipedNodeIsBuiltAnewAndHoldsEverything(t *testing.T) {
+	c := newTestCluster(t, 3, 3)
+	p := c.publisher(0)
+	p.publish(30)
+	victim := c.nodes[1]
+	victim.kill()
+	p.publish(5)
+	old := victim.wipe("0000beef")
+	c.evict(old)
+	victim.start()
+	c.place(nil, nil)
+	c.voters(c.peers()...)
+	p.publish(5)
+	for _, n := range c.nodes {
+		p.check(n)
+	}
+	c.sameDigests(0)
+	eventually(t, "its store is complete", func() bool { return len(victim.files.Missing(0, victim.host.Stored()[0])) == 0 })
+}
+
+// TestWipedReplicaElectsNobodyWhoLacksAnEntry: an entry is on A and B, C lags, B
+// is wiped, A dies. C must not lead with B's help, whatever B calls itself.
+func TestWipedReplicaElectsNobodyWhoLacksAnEntry(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(3)
+	var a *testNode
+	eventually(t, "somebody leads", func() bool { a = c.leader(0); return a != nil })
+	rest := slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return n == a })
+	b, lagging := rest[0], rest[1]
+	lagging.kill()
+	p.publish(5) // on A and B
+	b.kill()
+	a.kill()
+	old := b.wipe("0000beef")
+	lagging.start()
+	b.start() // nobody evicts the old one: that takes a quorum which is not there
+	for _, n := range []*testNode{lagging, b} {
+		n.host.stand(n.host.all()[0])
+	}
+	// Twice raft's election timeout, and all that stands at once.
+	for end := time.Now().Add(2*heartbeatTimeout + standAfter); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+		if l := c.leader(0); l != nil {
+			t.Fatalf("%s leads without the entry", l.peer)
+		}
+	}
+	if s, _ := b.host.Shard(0); b.host.votes(b.host.all()[0]) || s.raft.LastIndex() != 0 {
+		t.Fatalf("the wiped replica votes, its log ends at %d", s.raft.LastIndex())
+	}
+	a.start()
+	c.evict(old)
+	c.place(nil, nil)
+	c.voters(c.peers()...)
+	for _, n := range c.nodes {
+		p.check(n)
+	}
+	c.sameDigests(0)
+}
+
+func TestShardMovesToAnotherNodeAndBack(t *testing.T) {
+	c := newTestCluster(t, 3, 2)
+	n3 := &testNode{c: c, peer: "n3.00000004", dir: t.TempDir(), gate: newGate()}
+	all := append(c.peers(), n3.peer)
+	ps := []*publisher{c.publisher(0), c.publisher(1)}
+	for _, p := range ps {
+		p.publish(20)
+	}
+	c.mu.Lock()
+	c.want = all[:3]
+	c.mu.Unlock()
+	c.nodes = append(c.nodes, n3)
+	n3.start()
+	for round, leaver := range []*testNode{c.nodes[0], n3} {
+		want := slices.DeleteFunc(slices.Clone(all), func(p string) bool { return p == leaver.peer })
+		c.place(want, []string{leaver.peer})
+		c.voters(want...)
+		for _, p := range ps {
+			p.publish(3)
+		}
+		eventually(t, "the move is reported", func() bool {
+			c.mu.Lock()
+			defer c.mu.Unlock()
+			return c.settled > 0
+		})
+		c.place(want, nil)
+		if got := leaver.host.all(); len(got) != 0 || len(leaver.files.Shards()) != 0 {
+			t.Fatalf("round %d: %d replicas and rows of %v are left on %s", round, len(got), leaver.files.Shards(), leaver.peer)
+		}
+		if term, err := leaver.log.Group(GroupOf(0)).GetUint64(keyTerm); err != nil || term == 0 {
+			t.Errorf("%s has forgotten its term: %d, %v", leaver.peer, term, err)
+		}
+		for _, p := range ps {
+			p.publish(3)
+			p.check(leaver)
+		}
+		c.mu.Lock()
+		c.settled = 0
+		c.mu.Unlock()
+	}
+}
+
+func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(40)
+	victim := c.nodes[1]
+	eventually(t, "the victim has a snapshot", func() bool {
+		p.publish(1)
+		s, ok := victim.host.Shard(0)
+		return ok && s.snapIndex.Load() > 0
+	})
+	victim.kill()
+	states, err := filepath.Glob(filepath.Join(victim.dir, "shards", "*", "snapshots", "*", "state.bin"))
+	if err != nil || len(states) == 0 {
+		t.Fatalf("snapshots %v, %v", states, err)
+	}
+	for _, name := range states {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/2] ^= 0x10
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	victim.start()
+	if _, ok := victim.host.Shard(0); ok || len(victim.host.Damaged()) != 1 {
+		t.Fatalf("the damaged replica runs: %v, reported %v", ok, victim.host.Damaged())
+	}
+	p.publish(3)
+	eventually(t, "it is rebuilt", func() bool { _, ok := victim.host.Shard(0); return ok && len(victim.host.Damaged()) == 0 })
+	c.voters(c.peers()...)
+	p.publish(3)
+	p.check(victim)
+	c.sameDigests(0)
+	if aside, err := filepath.Glob(filepath.Join(victim.dir, "shards", "*.damaged-*")); err != nil || len(aside) != 1 {
+		t.Errorf("set aside: %v, %v", aside, err)
+	}
+}
+
+func TestUnfinishedSnapshotIsNoDamageWhileTheLogReachesBack(t *testing.T) {
+	dir := t.TempDir()
+	log := raft.NewInmemStore()
+	if err := os.MkdirAll(filepath.Join(dir, "snapshots", "2-40-1700000000000"), 0o750); err != nil { // a name without files
+		t.Fatal(err)
+	}
+	for i := range uint64(50) {
+		if err := log.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if name, err := CheckSnapshots(quiet(), dir, log); name != "" || err != nil {
+		t.Errorf("with the whole log: %q, %v", name, err)
+	}
+	if err := log.DeleteRange(1, 30); err != nil {
+		t.Fatal(err)
+	}
+	if name, err := CheckSnapshots(quiet(), dir, log); name != "2-40-1700000000000" || err == nil {
+		t.Errorf("with the log from 31 on: %q, %v, want damage", name, err)
+	}
+}
