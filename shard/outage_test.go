@@ -106,3 +106,88 @@ func TestLogGrowsWithTheOutageOfTheStoreAndNotWithUptime(t *testing.T) {
 	}
 	c.sameDigests(0)
 }
+
+// TestFollowerInstalledFromASnapshotFlushesWhatItCarries: the log behind the
+// snapshot is gone, the stores of the others are away, so the rows that no store
+// has yet can only come from the snapshot, through the new leader.
+func TestFollowerInstalledFromASnapshotFlushesWhatItCarries(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(20)
+	var leader *testNode
+	eventually(t, "somebody leads", func() bool { leader = c.leader(0); return leader != nil })
+	var late *testNode
+	for _, n := range c.nodes {
+		if n != leader {
+			late = n
+		}
+	}
+	last := late.status(0).Applied
+	late.kill()
+	survivors := func(f func(n *testNode) bool) bool {
+		for _, n := range c.nodes {
+			if n != late && !f(n) {
+				return false
+			}
+		}
+		return true
+	}
+	eventually(t, "the survivors' logs begin behind the late node's", func() bool {
+		p.publish(10)
+		return survivors(func(n *testNode) bool { _, first := n.entries(0); return first > last+1 })
+	})
+	for _, n := range c.nodes {
+		n.away.Store(n != late)
+	}
+	p.publish(40)
+	for _, n := range c.nodes {
+		if n == late {
+			continue
+		}
+		s, _ := n.host.Shard(0)
+		if err := s.snapshot(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	late.start()
+	carried := 0
+	eventually(t, "it is installed from a snapshot with blocks that no store has", func() bool {
+		s, ok := late.host.Shard(0)
+		if !ok { // it is being opened again after the installation
+			return false
+		}
+		s.fsm.mu.Lock()
+		defer s.fsm.mu.Unlock()
+		for _, b := range s.fsm.pending.blocks {
+			if b.pinned {
+				carried++
+			}
+		}
+		return carried > 0 || s.fsm.pending.durable > last && len(s.fsm.pending.blocks) == 0
+	})
+	if _, first := late.entries(0); first != 0 && first <= last+1 { // 0: it has no entry yet
+		t.Fatalf("its log begins at %d: it was not installed from a snapshot", first)
+	}
+	t.Logf("%d blocks came with the snapshot", carried)
+	eventually(t, "it leads", func() bool {
+		if l := c.leader(0); l != nil && l != late {
+			if ls, ok := l.host.Shard(0); ok {
+				_ = ls.HandOver(late.peer) // tried again
+			}
+		}
+		return c.leader(0) == late
+	})
+	p.publish(1)
+	eventually(t, "its store has every row", func() bool {
+		st := late.status(0)
+		return st.PendingRows == 0 && st.Durable > last && len(late.files.Missing(0, st.Durable)) == 0 && st.Durable+8 >= st.Applied
+	})
+	p.check(late)
+	for _, n := range c.nodes {
+		n.away.Store(false)
+	}
+	for _, n := range c.nodes {
+		p.check(n)
+	}
+	c.sameDigests(0)
+}
