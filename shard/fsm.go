@@ -15,6 +15,7 @@ type fsm struct {
 	started  atomic.Bool          // Restore may be given a leader's snapshot, see snapshotStore
 	// stateBytes is the size of the last snapshot taken without pending blocks.
 	stateBytes atomic.Int64
+	dir        string // for what a restore has no memory for; "": it keeps everything in memory
 }
 
 // Apply implements raft.FSM.

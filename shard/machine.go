@@ -47,6 +47,7 @@ type machine struct {
 	alerts      alerts
 	counts      Counts
 	puts        puts
+	parking     *parking // of the snapshot that was restored; nil: there is room for all
 	touched     []uint32 // devices with changes that are not flushed
 
 	events  []Event // of the batch being applied, taken by takeEvents

@@ -79,23 +79,28 @@ type spillFile struct {
 
 // write appends the marks of a block.
 func (s *spill) write(b *pendingBlock, marks []mark) (f *spillFile, offset int64, err error) {
+	return s.append(b.index, appendMarks(nil, marks))
+}
+
+// append appends what belongs to the block at an index; indexes ascend.
+func (s *spill) append(index uint64, data []byte) (f *spillFile, offset int64, err error) {
 	if n := len(s.files); n == 0 || s.files[n-1].size >= spillBytesMax {
 		file, err := os.CreateTemp(s.dir, "marks-*.tmp")
 		if err != nil {
-			return nil, 0, fmt.Errorf("make a file for marks: %w", err)
+			return nil, 0, fmt.Errorf("make a file for pending blocks: %w", err)
 		}
 		s.files = append(s.files, &spillFile{File: file})
 		if err := os.Remove(file.Name()); err != nil {
-			return nil, 0, fmt.Errorf("unlink the file for marks: %w", err)
+			return nil, 0, fmt.Errorf("unlink the file for pending blocks: %w", err)
 		}
 	}
 	f = s.files[len(s.files)-1]
 	offset = f.size
-	n, err := f.WriteAt(appendMarks(nil, marks), offset)
+	n, err := f.WriteAt(data, offset)
 	if err != nil {
-		return nil, 0, fmt.Errorf("write marks: %w", err)
+		return nil, 0, fmt.Errorf("write pending blocks: %w", err)
 	}
-	f.size, f.last = f.size+int64(n), b.index
+	f.size, f.last = f.size+int64(n), index
 	return f, offset, nil
 }
 
@@ -135,6 +140,11 @@ func (f *flusher) spillMarks() error {
 		blocks = append(blocks, b)
 		over -= len(b.marks)
 	}
+	parked := int64(0)
+	if m.parking != nil {
+		m.parking.release(kept)
+		parked = m.parking.spill.bytes()
+	}
 	m.mu.Unlock()
 	f.spill.release(kept)
 	for _, b := range blocks {
@@ -148,7 +158,7 @@ func (f *flusher) spillMarks() error {
 		}
 		f.spilledOne(b, file, offset)
 	}
-	f.spillBytes.Store(f.spill.bytes())
+	f.spillBytes.Store(f.spill.bytes() + parked)
 	return nil
 }
 

@@ -43,8 +43,11 @@ type pendingBlock struct {
 	rows        [telemetry.Lanes]uint32 // readings that become rows
 	marks       []mark                  // one per reading of the block, in its order; nil: see spilled
 	spilled     *spillFile
-	offset      int64 // of the marks in spilled
-	readings    int   // marks that are there
+	offset      int64      // of the marks in spilled
+	readings    int        // marks that are there
+	parked      *spillFile // data of a pinned block that memory had no room for
+	at          int64      // ... and where it is there
+	size        int
 }
 
 // allRows counts the rows of both lanes.
@@ -121,8 +124,10 @@ func (p *pending) keep(b *pendingBlock) {
 	if b.allRows() == 0 {
 		b.data, b.marks = nil, nil // nobody will ever look
 	}
-	b.readings = len(b.marks)
-	p.marks += b.readings
+	if b.marks != nil {
+		b.readings = len(b.marks)
+	}
+	p.marks += len(b.marks)
 	if b.pinned {
 		return
 	}

@@ -154,7 +154,7 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		s.interrupt = t.Interrupt
 	}
 	var running atomic.Pointer[raft.Raft] // raft applies entries before NewRaft returns
-	s.fsm = &fsm{machine: newMachine(cfg.id, deps.det), logs: deps.log}
+	s.fsm = &fsm{machine: newMachine(cfg.id, deps.det), dir: cfg.snapshots, logs: deps.log}
 	s.flush = newFlusher(s, cfg.flush, deps.stores, deps.turns, cfg.snapshots)
 	s.fsm.pending.retain = deps.stores.Shared != nil
 	s.fsm.restored = func(index uint64) {
@@ -359,5 +359,6 @@ func (s *Shard) close() error {
 		errs = append(errs, fmt.Errorf("stop raft of shard %d: %w", s.id, err))
 	}
 	s.flush.spill.close()
+	s.fsm.closeParking()
 	return errors.Join(errs...)
 }

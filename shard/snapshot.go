@@ -165,6 +165,19 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	defer func() { _ = rc.Close() }() // read to its end; nothing depends on Close
 	fresh := newMachine(f.shard, f.detector)
 	fresh.pending.retain = f.pending.retain
+	if f.dir != "" {
+		fresh.parking = newParking(f.dir, parkAbove)
+	}
+	err := f.replace(fresh, rc)
+	if err != nil && fresh.parking != nil {
+		fresh.parking.close()
+	}
+	return err
+}
+
+// replace restores a snapshot to a fresh machine and puts that in the place of
+// the one that runs.
+func (f *fsm) replace(fresh *machine, rc io.Reader) error {
 	if err := fresh.restore(bufio.NewReaderSize(rc, 1<<20), f.inLog); err != nil {
 		return fmt.Errorf("restore snapshot of shard %d: %w", f.shard, err)
 	}
@@ -178,8 +191,21 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 	m.origins, m.dups, m.registry = fresh.origins, fresh.dups, fresh.registry
 	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
 	m.touched, m.puts = fresh.touched, fresh.puts
+	if m.parking != nil {
+		m.parking.close() // whoever still reads there fails and tries again with what is here now
+	}
+	m.parking = fresh.parking
 	f.restored(m.index)
 	return nil
+}
+
+// closeParking comes when nobody reads pending blocks any more.
+func (f *fsm) closeParking() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.parking != nil {
+		f.parking.close()
+	}
 }
 
 // inLog tells from which index on this replica's log holds, for certain, the
@@ -232,6 +258,11 @@ func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uin
 			return fmt.Errorf("decode pending block: %w", wr.Err())
 		}
 		b.pinned = !logged || b.index < first
+		if m.parking != nil {
+			if err := m.parking.put(b); err != nil {
+				return err
+			}
+		}
 		if err := m.pending.restoreBlock(b); err != nil {
 			return err
 		}
@@ -242,10 +273,13 @@ func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uin
 // none for a block without rows.
 func (f *fsm) blockData(b *pendingBlock) ([]byte, error) {
 	f.mu.Lock()
-	data := b.data
+	data, parked, at, size := b.data, b.parked, b.at, b.size
 	f.mu.Unlock()
 	if data != nil || b.allRows() == 0 {
 		return data, nil
+	}
+	if parked != nil {
+		return readParked(parked, at, size, b.index)
 	}
 	var l raft.Log
 	if err := f.logs.GetLog(b.index, &l); err != nil {
