@@ -32,6 +32,7 @@ type Config struct {
 	MQTT    MQTTConfig    `yaml:"mqtt"`
 	HTTP    HTTPConfig    `yaml:"http"`
 	Store   StoreConfig   `yaml:"store"`
+	Archive ArchiveConfig `yaml:"archive"`
 	Flush   FlushConfig   `yaml:"flush"`
 	WAL     WALConfig     `yaml:"wal"`
 	Log     LogConfig     `yaml:"log"`
@@ -79,6 +80,17 @@ type StoreConfig struct {
 	// What follows is for the embedded store.
 	CompactMiBPerSecond int `yaml:"compact_mib_per_second"` // merging of files in the background; 0: 32
 	ScrubMiBPerSecond   int `yaml:"scrub_mib_per_second"`   // search for damage in cold files; 0: 1
+}
+
+// ArchiveConfig names an S3-compatible bucket for copies of the embedded store's
+// files. Without an endpoint there is none.
+type ArchiveConfig struct {
+	Endpoint  string `yaml:"endpoint"` // https://HOST[:PORT]
+	Bucket    string `yaml:"bucket"`   // must exist
+	Region    string `yaml:"region"`   // empty: the store is asked
+	Prefix    string `yaml:"prefix"`   // of all keys; the cluster's id follows
+	AccessKey string `yaml:"access_key"`
+	SecretKey string `yaml:"secret_key"`
 }
 
 // FlushConfig says when rows go there.
@@ -300,6 +312,14 @@ func (c *Config) Validate() error {
 	}
 	if c.Store.Connections < 2 {
 		problem("store.connections", "is %d: use 2 to 64", c.Store.Connections)
+	}
+	if c.Archive.Endpoint != "" {
+		if c.Store.Database != "" {
+			problem("archive.endpoint", "is for the embedded store: leave it out with a database")
+		}
+		if err := c.Archive.s3().Validate(); err != nil {
+			problem("archive", "%s", oneLine(err.Error()))
+		}
 	}
 	if r := c.Store.Retention; r != 0 && (r < time.Hour || r > retentionMax) {
 		problem("store.retention", "is %v: use 1h to %v, or 0s to keep everything", r, retentionMax)

@@ -80,6 +80,9 @@ func hideSecrets(cfg *Config) {
 	if cfg.Cluster.Secret != "" {
 		cfg.Cluster.Secret = hidden
 	}
+	if cfg.Archive.SecretKey != "" {
+		cfg.Archive.SecretKey = hidden
+	}
 	if cfg.WAL.Encryption.Key != "" {
 		cfg.WAL.Encryption.Key = hidden
 	}

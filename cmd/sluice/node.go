@@ -193,6 +193,10 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	if n.hub, err = api.NewHub(); err != nil {
 		return nil, err
 	}
+	copies, err := n.openArchive()
+	if err != nil {
+		return nil, err
+	}
 	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, publishEvents(n.hub))
 	n.feed.receive()
 	n.host, err = shard.OpenHost(n.logger, n.registry, shard.HostConfig{
@@ -226,6 +230,9 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		n.fetcher.serve()
 		watch.Go(func() { n.fetcher.run(ctx) })
 		watch.Go(func() { n.stores.maintain(ctx) })
+	}
+	if copies != nil {
+		watch.Go(func() { copies(ctx) })
 	}
 	return func() error {
 		cancel()

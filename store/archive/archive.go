@@ -1,0 +1,153 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/store/parquet"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// Bucket is what the archive needs of an object store. Its methods may be called
+// from any goroutine and may block until ctx ends.
+type Bucket interface {
+	// List gives the keys below a prefix, in any order.
+	List(ctx context.Context, prefix string) ([]string, error)
+	// Put makes an object of size bytes durable, whole or not at all.
+	Put(ctx context.Context, key string, body io.Reader, size int64) error
+}
+
+// Files is the store that is copied.
+type Files interface {
+	Shards() []telemetry.ShardID
+	// Settled is the log index up to which a shard's windows of receipt are over,
+	// without gaps.
+	Settled(shard telemetry.ShardID, now time.Time) uint64
+	// Export gives a range in pieces that do not overlap; one without a reader has
+	// expired.
+	Export(ctx context.Context, shard telemetry.ShardID, want parquet.Range, send func(parquet.Segment, io.Reader) error) error
+}
+
+// Config of an Archiver.
+type Config struct {
+	Prefix func() string // of all keys, such as "sluice/CLUSTER/"; "" while that is not known
+	Every  time.Duration // pause between rounds, default 5 min
+	// Leads reports whether this node leads a shard right now, by its quorum's word.
+	Leads func(shard telemetry.ShardID) bool
+}
+
+const everyDefault = 5 * time.Minute
+
+// Archiver copies what its node leads.
+type Archiver struct {
+	log     *slog.Logger
+	metrics *metrics
+	cfg     Config
+	files   Files
+	bucket  Bucket
+}
+
+// New returns an Archiver; reg may be nil.
+func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, files Files, bucket Bucket) (*Archiver, error) {
+	if cfg.Leads == nil || cfg.Prefix == nil {
+		return nil, errors.New("archive: nobody tells which shards are led here, or where files go")
+	}
+	if cfg.Every == 0 {
+		cfg.Every = everyDefault
+	}
+	m, err := newMetrics(reg)
+	if err != nil {
+		return nil, err
+	}
+	return &Archiver{log: logger, metrics: m, cfg: cfg, files: files, bucket: bucket}, nil
+}
+
+// Run copies until ctx ends.
+func (a *Archiver) Run(ctx context.Context) {
+	for {
+		if err := a.Round(ctx, time.Now()); err != nil && ctx.Err() == nil {
+			a.metrics.failures.Inc()
+			a.log.Warn("archive: the files stay here, trying again", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(a.cfg.Every):
+		}
+	}
+}
+
+// Round copies what the archive lacks of the shards that this node leads.
+func (a *Archiver) Round(ctx context.Context, now time.Time) error {
+	prefix := a.cfg.Prefix()
+	if prefix == "" {
+		return nil
+	}
+	var errs []error
+	for _, shard := range a.files.Shards() {
+		if ctx.Err() != nil {
+			break
+		}
+		if a.cfg.Leads(shard) {
+			errs = append(errs, a.shard(ctx, prefix, shard, now))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// errDeposed ends a round: another node copies the shard from now on.
+var errDeposed = errors.New("this node does not lead the shard any more")
+
+func (a *Archiver) shard(ctx context.Context, prefix string, shard telemetry.ShardID, now time.Time) error {
+	upTo := a.files.Settled(shard, now)
+	if upTo == 0 {
+		return nil
+	}
+	prefix += parquet.FolderName(shard) + "/"
+	keys, err := a.bucket.List(ctx, prefix)
+	if err != nil {
+		return fmt.Errorf("list %s: %w", prefix, err)
+	}
+	var have []parquet.Range
+	for _, k := range keys {
+		if r, ok := parquet.ParseName(strings.TrimPrefix(k, prefix)); ok {
+			have = append(have, r)
+		}
+	}
+	for _, gap := range parquet.Gaps(have, upTo) {
+		err := a.files.Export(ctx, shard, gap, func(seg parquet.Segment, body io.Reader) error {
+			return a.put(ctx, prefix, seg, body)
+		})
+		if errors.Is(err, errDeposed) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("archive range %v of shard %d: %w", gap, shard, err)
+		}
+	}
+	return nil
+}
+
+func (a *Archiver) put(ctx context.Context, prefix string, seg parquet.Segment, body io.Reader) error {
+	if body == nil {
+		return nil // expired before it was copied
+	}
+	if !a.cfg.Leads(seg.Shard) {
+		return errDeposed
+	}
+	key := prefix + parquet.Name(seg.Range())
+	if err := a.bucket.Put(ctx, key, body, seg.Bytes); err != nil {
+		return fmt.Errorf("put %s: %w", key, err)
+	}
+	a.metrics.objects.Inc()
+	a.metrics.bytes.Add(float64(seg.Bytes))
+	a.log.Debug("segment archived", "shard", seg.Shard, "path", key, "bytes", seg.Bytes)
+	return nil
+}
