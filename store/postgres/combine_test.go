@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -22,19 +23,33 @@ func own(b *telemetry.Batch) *telemetry.Batch {
 
 // together writes batches at once, in one group as far as the combiner allows.
 func together(db *DB, batches []*telemetry.Batch) []error {
-	db.writes <- struct{}{} // nobody gets a turn before all of them wait
+	for range cap(db.writes) {
+		db.writes <- struct{}{} // nobody gets a turn before all of them wait
+	}
 	errs := make([]error, len(batches))
 	var wg sync.WaitGroup
 	for i, b := range batches {
 		wg.Go(func() { errs[i] = db.Write(context.Background(), b) })
 	}
+	ended := make(chan struct{})
+	go func() {
+		wg.Wait()
+		close(ended)
+	}()
 	for n := 0; n < len(batches); {
 		db.combiner.mu.Lock()
 		n = len(db.combiner.waiting)
 		db.combiner.mu.Unlock()
+		select {
+		case <-ended: // all failed before they waited
+			n = len(batches)
+		case <-time.After(time.Millisecond):
+		}
 	}
-	<-db.writes
-	wg.Wait()
+	for range cap(db.writes) {
+		<-db.writes
+	}
+	<-ended
 	return errs
 }
 
