@@ -193,7 +193,7 @@ func (n *node) tryStart() error {
 		Flush:  shard.FlushConfig{Interval: 2 * time.Second, RowsMax: 2000},
 		Limits: shard.Limits{SnapshotLogBytes: 48 << 10, TrailingLogs: 16},
 	}, shard.Deps{
-		Log: func(group uint32) shard.Log { return n.log.Group(group) }, Transport: n,
+		Log: func(group uint32) shard.Log { return n.log.Group(group) }, Transport: n, Ask: n.Ask,
 		Stores: shard.Stores{Local: files{n.files}}, Detector: anomaly.New(anomaly.DefaultParams()), Emit: func([]shard.Event) {},
 	})
 	n.must(err)
