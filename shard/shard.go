@@ -54,7 +54,7 @@ const proposalsMax = 256
 const (
 	heartbeatTimeout = 2 * time.Second
 	leaderLease      = time.Second
-	commitTimeout    = 200 * time.Millisecond // how late a follower hears of the last commit of a burst
+	commitTimeout    = 400 * time.Millisecond // how late, up to twice that, a follower hears of the last commit of a burst
 	appendEntriesMax = 64
 	trailingLogs     = 8192 // a hint; the log itself keeps what is not stored
 	snapshotLogBytes = 64 << 20

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // BenchmarkStoreLogs appends entries of 2 KiB from many groups with real syncs.
@@ -36,7 +37,7 @@ func benchStore(b *testing.B, groups, batch int, encrypt bool) {
 	data := make([]byte, 2048)
 	var left atomic.Int64
 	left.Store(int64(b.N))
-	first := l.w.commit
+	first, before := l.w.commit, written(b, l)
 	b.SetBytes(2048)
 	b.ResetTimer()
 	cpu := cpuTime(b)
@@ -67,7 +68,17 @@ func benchStore(b *testing.B, groups, batch int, encrypt bool) {
 	b.StopTimer()
 	b.ReportMetric(float64(cpuTime(b)-cpu)/1000/float64(b.N), "cpu-us/entry")
 	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+	b.ReportMetric((written(b, l)-before)/2048/float64(b.N), "written/entry-byte")
 	b.ReportMetric(float64(b.N)/float64(max(1, l.w.commit-first)), "entries/commit")
+}
+
+// written is what the log has written: records of every kind, relocations too.
+func written(b *testing.B, l *Log) float64 {
+	var m dto.Metric
+	if err := l.metrics.written.Write(&m); err != nil {
+		b.Fatal(err)
+	}
+	return m.GetCounter().GetValue()
 }
 
 // cpuTime is what this process has used, user and system.

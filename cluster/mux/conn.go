@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 )
 
 // Bounds of one connection.
@@ -14,6 +15,12 @@ const (
 	pendingCallsMax = 64 << 10
 	// servedCallsMax is how many requests of a peer may wait for our handlers.
 	servedCallsMax = pendingCallsMax
+	// gatherDelay is how long heartbeats, appends without entries, and the answers
+	// to both wait for others on a connection that is idle otherwise: hundreds of
+	// groups send each a few of them per second, and a write and two wake-ups for
+	// every one is most of what an idle node spends. Raft's timers are a hundred
+	// times longer. Whatever else is sent takes them along at once.
+	gatherDelay = 10 * time.Millisecond
 	// controlPendingBytes is what may wait in the control queue: pings, votes
 	// and answers of some 30 bytes each, for every group many times over.
 	controlPendingBytes = 4 << 20
@@ -50,12 +57,14 @@ type conn struct {
 	served atomic.Int32 // requests of the peer not yet answered
 	lastID atomic.Uint32
 
-	mu     sync.Mutex
-	work   sync.Cond // writer: something is queued, or the end
-	space  sync.Cond // senders of raft appends: bytes were written, or the end
-	queues [classes]queue
-	calls  map[uint32]*call
-	dead   error
+	mu        sync.Mutex
+	work      sync.Cond // writer: something is queued, or the end
+	space     sync.Cond // senders of raft appends: bytes were written, or the end
+	queues    [classes]queue
+	calls     map[uint32]*call
+	dead      error
+	gather    *time.Timer // wakes the writer for frames that are patient
+	gathering bool        // it runs
 }
 
 // newConn; owner is nil for a connection that peer dialed.
@@ -162,8 +171,7 @@ func (c *conn) enqueue(h header, f *frame, cl *call, wait bool) (retry bool, err
 		cl.conn.Store(c)
 		c.calls[h.request] = cl
 	}
-	q.push(f)
-	c.work.Signal()
+	c.push(q, f)
 	return false, nil
 }
 
@@ -185,9 +193,33 @@ func (c *conn) respond(h header, f *frame) {
 		c.fail(fmt.Errorf("peer does not read its answers: %w", ErrBusy))
 		return
 	}
-	q.push(f)
-	c.work.Signal()
+	c.push(q, f)
 	c.mu.Unlock()
+}
+
+// push queues f and wakes the writer, at once or, for a patient frame, within
+// gatherDelay; mu is held.
+func (c *conn) push(q *queue, f *frame) {
+	q.push(f)
+	switch {
+	case !f.patient:
+		c.work.Signal()
+	case c.gathering:
+	case c.gather == nil:
+		c.gathering = true
+		c.gather = time.AfterFunc(gatherDelay, c.gathered)
+	default:
+		c.gathering = true
+		c.gather.Reset(gatherDelay)
+	}
+}
+
+// gathered ends the wait of patient frames.
+func (c *conn) gathered() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gathering = false
+	c.work.Signal()
 }
 
 // refuse answers without executing.
@@ -251,6 +283,9 @@ func (c *conn) fail(err error) {
 	calls := c.calls
 	c.calls = nil
 	c.queues = [classes]queue{}
+	if c.gather != nil {
+		c.gather.Stop()
+	}
 	c.work.Broadcast()
 	c.space.Broadcast()
 	c.mu.Unlock()

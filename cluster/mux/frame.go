@@ -85,9 +85,10 @@ func (h *header) class() class {
 
 // frame is one encoded frame on its way to the writer, which recycles it.
 type frame struct {
-	buf   []byte
-	class class
-	pool  int8 // index of framePools, -1 for none
+	buf     []byte
+	class   class
+	patient bool // may wait for company, see conn.push
+	pool    int8 // index of framePools, -1 for none
 }
 
 // framePools recycle buffers of a few sizes; larger frames are rare and left to
@@ -104,7 +105,7 @@ func (p *framePools) get(body int) *frame {
 	for i, size := range framePoolBytes {
 		if need <= size {
 			if f, ok := p.pools[i].Get().(*frame); ok {
-				f.buf = f.buf[:headerBytes]
+				f.buf, f.patient = f.buf[:headerBytes], false
 				return f
 			}
 			return &frame{buf: make([]byte, headerBytes, size), pool: int8(i)}

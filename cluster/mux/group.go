@@ -41,6 +41,7 @@ type inflight struct {
 	answers chan raft.RPCResponse
 	c       *conn // nil: nobody waits (Poke)
 	h       header
+	idle    bool // the answer may wait for company
 }
 
 // beat is a heartbeat that waits for the fast path.
@@ -208,7 +209,7 @@ func (t *Transport) deliver(c *conn, h header, request raft.WithRPCHeader) statu
 		answers := t.m.answerChannel()
 		select {
 		case t.consumer <- raft.RPC{Command: request, RespChan: answers}:
-			t.pending.push(inflight{answers, c, h})
+			t.pending.push(inflight{answers, c, h, idle(request)})
 		default:
 			s = statusBusy
 		}
@@ -257,7 +258,7 @@ func (t *Transport) work() {
 			t.mu.Lock()
 			t.pending.pop()
 			t.mu.Unlock()
-			t.answer(head.c, head.h, r)
+			t.answer(head.c, head.h, r, head.idle)
 			t.m.answers.Put(head.answers)
 		case <-t.wake:
 		case <-t.m.done:
@@ -298,14 +299,14 @@ func (t *Transport) beat(b *beat) {
 	(*fn)(raft.RPC{Command: b.request, RespChan: answers})
 	select {
 	case r := <-answers:
-		t.answer(b.c, b.h, r)
+		t.answer(b.c, b.h, r, true)
 		t.m.answers.Put(answers)
 	default:
 		b.c.refuse(b.h, statusNoGroup, "")
 	}
 }
 
-func (t *Transport) answer(c *conn, h header, r raft.RPCResponse) {
+func (t *Transport) answer(c *conn, h header, r raft.RPCResponse, patient bool) {
 	if c == nil {
 		return
 	}
@@ -320,6 +321,7 @@ func (t *Transport) answer(c *conn, h header, r raft.RPCResponse) {
 		c.refuse(h, statusError, err.Error())
 		return
 	}
+	f.patient = patient
 	c.respond(h, f)
 }
 

@@ -57,7 +57,9 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	f := &appendFuture{p: p, start: time.Now(), args: args, resp: resp, done: make(chan struct{})}
 	f.call.view, f.call.complete = true, f.complete
 	f.call.deadline = p.t.m.now() + int64(p.t.m.cfg.RPCTimeout)
-	if err := p.c.request(header{kind: kindAppend, group: p.t.group}, p.t.encode(args), &f.call, true); err != nil {
+	frame := p.t.encode(args)
+	frame.patient = idle(args)
+	if err := p.c.request(header{kind: kindAppend, group: p.t.group}, frame, &f.call, true); err != nil {
 		<-p.slots
 		return nil, fmt.Errorf("pipeline of group %d: %w", p.t.group, err)
 	}

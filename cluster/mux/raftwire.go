@@ -164,6 +164,13 @@ func heartbeat(a *raft.AppendEntriesRequest) bool {
 		len(a.Entries) == 0 && a.LeaderCommitIndex == 0
 }
 
+// idle recognises requests that raft sends by the clock when nothing happens:
+// heartbeats, and appends without entries, which tell the commit index.
+func idle(request any) bool {
+	a, ok := request.(*raft.AppendEntriesRequest)
+	return ok && len(a.Entries) == 0
+}
+
 // encodeRequest appends any raft request to b.
 func encodeRequest(b []byte, request any, self []byte) []byte {
 	switch r := request.(type) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+	dto "github.com/prometheus/client_model/go"
 )
 
 // simNet is a network of pipes inside a synctest bubble: time is simulated, and
@@ -337,6 +338,66 @@ func TestFollowerCatchesUpAtOnceAfterALongOutage(t *testing.T) {
 		s.close(t)
 		if d := time.Since(start); d > time.Second {
 			t.Errorf("interrupted shutdown took %v", d)
+		}
+	})
+}
+
+// TestHeartbeatsOfManyGroupsShareWrites: what raft sends by the clock waits for
+// company, no longer than gatherDelay each way, and for nobody once something
+// else is sent.
+func TestHeartbeatsOfManyGroupsShareWrites(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const groups = 50
+		n := newSimNet()
+		a, b := newSimMux(t, n, peerID(0)), newSimMux(t, n, peerID(1))
+		defer func() { _, _ = a.Close(), b.Close() }()
+		b.Handle(64, echo)
+		if _, err := a.Call(t.Context(), peerID(1), 64, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		beats := func(m *Mux) float64 {
+			var w dto.Metric
+			if err := m.metrics.writes.Write(&w); err != nil {
+				t.Fatal(err)
+			}
+			return w.GetCounter().GetValue()
+		}
+		for g := range uint32(groups) {
+			b.Group(g).SetHeartbeatHandler(func(rpc raft.RPC) { rpc.Respond(&raft.AppendEntriesResponse{Success: true}, nil) })
+		}
+		h := raft.RPCHeader{ProtocolVersion: 3, ID: a.self, Addr: a.self}
+		heartbeats := func() (all *sync.WaitGroup) {
+			all = new(sync.WaitGroup)
+			for g := range uint32(groups) {
+				all.Go(func() {
+					if err := a.Group(g).AppendEntries("", raft.ServerAddress(peerID(1)), &raft.AppendEntriesRequest{RPCHeader: h, Term: 1}, new(raft.AppendEntriesResponse)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			synctest.Wait()
+			return all
+		}
+		synctest.Wait() // writers that are under way take along what they find
+		before, start := beats(a)+beats(b), time.Now()
+		heartbeats().Wait()
+		if d := time.Since(start); d > 2*gatherDelay {
+			t.Errorf("heartbeats took %v", d)
+		}
+		if w := beats(a) + beats(b) - before; w > 4 { // two, and a ping may fall between
+			t.Errorf("%d heartbeats and their answers took %v writes", groups, w)
+		}
+		start = time.Now()
+		all := heartbeats()
+		if _, err := a.Call(t.Context(), peerID(1), 64, 0, nil); err != nil {
+			t.Error(err)
+		}
+		if d := time.Since(start); d != 0 {
+			t.Errorf("a call behind waiting heartbeats took %v", d)
+		}
+		all.Wait()
+		if d := time.Since(start); d > gatherDelay { // the answers alone waited
+			t.Errorf("heartbeats that a call took along took %v", d)
 		}
 	})
 }

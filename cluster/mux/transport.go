@@ -143,7 +143,9 @@ func (t *Transport) call(target raft.ServerAddress, kind Kind, request, response
 	}
 	s := t.m.syncCall()
 	s.response, s.deadline = response, t.m.now()+int64(t.m.cfg.RPCTimeout)
-	if err = c.request(header{kind: kind, group: t.group}, t.encode(request), &s.call, kind == kindAppend); err == nil {
+	f := t.encode(request)
+	f.patient = idle(request)
+	if err = c.request(header{kind: kind, group: t.group}, f, &s.call, kind == kindAppend); err == nil {
 		err = <-s.done
 	}
 	s.response = nil
