@@ -11,7 +11,7 @@ import (
 
 // Backend is what the server asks. All parts are cluster-wide: the
 // implementation finds the leaders of shards and asks other nodes. Every part
-// but Gatherer is required. All methods are called from many goroutines.
+// but Database and Gatherer is required. All methods are called from many goroutines.
 type Backend struct {
 	Ingest     Ingestor
 	Cluster    Cluster
@@ -19,6 +19,7 @@ type Backend struct {
 	Attributes Attributes
 	Quarantine Quarantine
 	Events     Events
+	Database   Database            // nil with the embedded store
 	Gatherer   prometheus.Gatherer // what /metrics shows; nil is prometheus.DefaultGatherer
 }
 

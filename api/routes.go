@@ -59,6 +59,7 @@ func (s *Server) routes(mux *http.ServeMux) error {
 	s.nodeRoutes()
 	s.clusterRoutes()
 	s.listRoutes()
+	s.databaseRoutes()
 	s.plainRoutes(mux)
 
 	doc, err := json.Marshal(s.huma.OpenAPI())

@@ -8,6 +8,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -54,6 +55,8 @@ type Node struct {
 	State string           `json:"state" enum:"alive,suspect,dead,draining"`
 	MQTT  string           `json:"mqtt" example:"127.0.0.1:1883"`
 	HTTP  string           `json:"http" example:"127.0.0.1:8080"`
+	// Backlog is nil when the node did not say.
+	Backlog *backlog.State `json:"backlog,omitempty" doc:"what waits for the store, and the disk it takes"`
 }
 
 // Shard is one raft group as its leader sees it.

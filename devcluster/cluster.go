@@ -28,6 +28,8 @@ type Options struct {
 	HTTPPort int      // of node 0
 	Shards   uint32   // used when the cluster is created
 	Database string   // postgres:// URL; "" is the embedded store
+	// LogMaxMiB is how much disk the log of a node may take; 0 is what there is.
+	LogMaxMiB int
 	// Flush and LogLevel go into the nodes' configuration; zero values leave
 	// the defaults.
 	FlushInterval time.Duration
@@ -148,6 +150,14 @@ func (c *Cluster) checkPorts() error {
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
 
+// segmentMiB is smaller where the log must be small.
+func (o *Options) segmentMiB() int {
+	if o.LogMaxMiB > 0 {
+		return max(1, min(segmentMiB, o.LogMaxMiB/8))
+	}
+	return segmentMiB
+}
+
 // configure writes one configuration file per node.
 func (c *Cluster) configure() error {
 	secret, err := c.secret()
@@ -174,7 +184,7 @@ func (c *Cluster) configure() error {
 			"cluster": map[string]any{"listen": loopback(ports[i]), "gossip": loopback(gossip[i]), "seeds": seeds, "secret": secret},
 			"mqtt":    map[string]any{"listen": info.MQTT},
 			"http":    map[string]any{"listen": info.HTTP},
-			"wal":     map[string]any{"segment_mib": segmentMiB},
+			"wal":     map[string]any{"segment_mib": c.opt.segmentMiB(), "max_mib": c.opt.LogMaxMiB},
 		}
 		if c.opt.Database != "" {
 			cfg["store"] = map[string]any{"database": c.opt.Database}

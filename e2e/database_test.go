@@ -77,6 +77,24 @@ func awaitFlushed(t *testing.T, c *devcluster.Cluster) {
 	}
 }
 
+// wrongInDatabase is what the tables lack or have twice.
+func wrongInDatabase(ctx context.Context, conn *pgx.Conn, fleet []*bench.Survivor) (wrong []error) {
+	for _, s := range fleet {
+		rows, err := conn.Query(ctx, `select time, sensor, value from telemetry where device_id = $1`, s.Device)
+		if err != nil {
+			return append(wrong, err)
+		}
+		stored, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (x bench.Stored, err error) {
+			return x, r.Scan(&x.Time, &x.Sensor, &x.Value)
+		})
+		if err != nil {
+			return append(wrong, err)
+		}
+		wrong = append(wrong, s.Judge(stored)...)
+	}
+	return wrong
+}
+
 // judgeDatabase reads the tables as any other user of the database would.
 func judgeDatabase(t *testing.T, url string, fleet []*bench.Survivor) {
 	t.Helper()
@@ -91,20 +109,8 @@ func judgeDatabase(t *testing.T, url string, fleet []*bench.Survivor) {
 			t.Error(err)
 		}
 	}()
-	for _, s := range fleet {
-		rows, err := conn.Query(ctx, `select time, sensor, value from telemetry where device_id = $1`, s.Device)
-		if err != nil {
-			t.Fatal(err)
-		}
-		stored, err := pgx.CollectRows(rows, func(r pgx.CollectableRow) (x bench.Stored, err error) {
-			return x, r.Scan(&x.Time, &x.Sensor, &x.Value)
-		})
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, err := range s.Judge(stored) {
-			t.Errorf("database: %v", err)
-		}
+	for _, err := range wrongInDatabase(ctx, conn, fleet) {
+		t.Errorf("database: %v", err)
 	}
 	var devices int
 	if err := conn.QueryRow(ctx, `select count(*) from devices where device_id like 'survivor-%'`).Scan(&devices); err != nil || devices != len(fleet) {

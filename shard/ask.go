@@ -28,6 +28,7 @@ const (
 	askAnomalies   = 'a'
 	askQuarantine  = 'q'
 	askRemove      = 'Q'
+	askAccept      = 'x'
 	askStatus      = 's'
 	askCounts      = 'l'
 	askLeaders     = 'L'
@@ -110,7 +111,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askBuckets, askReached, askDevice, askRemove, askAttributes, askPut, askApplied:
+	case askReadings, askBuckets, askReached, askDevice, askRemove, askAccept, askAttributes, askPut, askApplied:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -177,6 +178,11 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 		return json.Marshal(d)
 	case askAttributes, askPut, askApplied:
 		return s.answerRegister(ctx, ask, body)
+	case askAccept:
+		if err := s.Verify(); err != nil {
+			return nil, err
+		}
+		return nil, s.AcceptLoss()
 	default:
 		var q listQuestion
 		if err := json.Unmarshal(body, &q); err != nil {

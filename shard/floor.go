@@ -12,6 +12,43 @@ const (
 	retainSample    = 10 * time.Second
 )
 
+// While the disk runs out of room, nothing that is stored stays in the log: not
+// for a database that might lose it, nor for followers that are a little behind.
+const (
+	pressedLogBytes     = 4 << 20 // that a snapshot must free to be worth taking
+	pressedTrailingLogs = 64
+)
+
+// Press tells the shards that the log is short of room, or no longer.
+func (h *Host) Press(short bool) { h.turns.pressed.Store(short) }
+
+// worthItsRoom reports whether a snapshot now would free enough of a log that is
+// short of room. since is the log's size behind the latest one.
+func (s *Shard) worthItsRoom(since int64) bool {
+	if !s.flush.turns.pressed.Load() {
+		return false
+	}
+	m := s.fsm.machine
+	m.mu.Lock()
+	durable := m.pending.durable
+	m.mu.Unlock()
+	return since-s.log.BytesSince(durable) >= max(min(pressedLogBytes, s.limits.SnapshotLogBytes), s.snapshotCost()/snapshotRatio)
+}
+
+// trail sets how many entries raft leaves behind a snapshot.
+func (s *Shard) trail() {
+	want := s.limits.TrailingLogs
+	if s.flush.turns.pressed.Load() {
+		want = min(want, pressedTrailingLogs)
+	}
+	if rc := s.raft.ReloadableConfig(); rc.TrailingLogs != want {
+		rc.TrailingLogs = want
+		if err := s.raft.ReloadConfig(rc); err != nil {
+			s.logger.Warn("set how many entries stay behind a snapshot", "err", err)
+		}
+	}
+}
+
 type floorSample struct {
 	at      time.Time
 	durable uint64
@@ -36,6 +73,9 @@ func (f *flusher) moveFloor(now time.Time) {
 		return
 	}
 	floor := f.sample(now, durable, crowd)
+	if f.turns.pressed.Load() {
+		floor = durable
+	}
 	if floor == 0 {
 		return // a node that has just started keeps what the last run kept
 	}

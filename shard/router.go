@@ -256,3 +256,13 @@ func (r *Router) RemoveQuarantined(ctx context.Context, id telemetry.ShardID, id
 	_, err = r.ask(ctx, id, append([]byte{askRemove}, body...))
 	return err
 }
+
+// AcceptLoss lets a shard go on whose database has lost rows that the log no
+// longer has; ErrNotFound when it has lost none.
+func (r *Router) AcceptLoss(ctx context.Context, id telemetry.ShardID) error {
+	if uint32(id) >= r.dir.Shards() {
+		return fmt.Errorf("shard %d: %w", id, ErrNotFound)
+	}
+	_, err := r.ask(ctx, id, []byte{askAccept})
+	return err
+}

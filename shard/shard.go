@@ -286,9 +286,11 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 // maybeSnapshot takes a snapshot when the log has outgrown the last one. The
 // Host calls it for one shard after the other.
 func (s *Shard) maybeSnapshot() {
-	if s.log.BytesSince(s.snapIndex.Load()) < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) {
+	since := s.log.BytesSince(s.snapIndex.Load())
+	if since < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom(since) {
 		return
 	}
+	s.trail()
 	if err := s.snapshot(); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		s.logger.Warn("take snapshot", "err", err)
 	}

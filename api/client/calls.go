@@ -103,3 +103,24 @@ func (c *Client) Drop(ctx context.Context, id string) error {
 	_, err := ask[struct{}](ctx, c, &call{method: http.MethodDelete, path: "/api/v1/quarantine/" + url.PathEscape(id), once: true})
 	return err
 }
+
+// ReplayDeadLetter stores a row after all that the database refused.
+func (c *Client) ReplayDeadLetter(ctx context.Context, id int64) error {
+	return c.act(ctx, http.MethodPost, fmt.Sprintf("/api/v1/deadletters/%d/replay", id))
+}
+
+// DropDeadLetter removes a refused row for good.
+func (c *Client) DropDeadLetter(ctx context.Context, id int64) error {
+	return c.act(ctx, http.MethodDelete, fmt.Sprintf("/api/v1/deadletters/%d", id))
+}
+
+// AcceptLoss lets a shard go on whose database has lost rows that the log no
+// longer has.
+func (c *Client) AcceptLoss(ctx context.Context, shard telemetry.ShardID) error {
+	return c.act(ctx, http.MethodPost, fmt.Sprintf("/api/v1/shards/%d/accept-loss", shard))
+}
+
+func (c *Client) act(ctx context.Context, method, path string) error {
+	_, err := ask[struct{}](ctx, c, &call{method: method, path: path, once: true})
+	return err
+}

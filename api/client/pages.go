@@ -211,6 +211,17 @@ func (c *Client) Quarantine(ctx context.Context, q ListQuery) iter.Seq2[api.Quar
 	})
 }
 
+// DeadLetters walks the rows that the database refused, newest first.
+func (c *Client) DeadLetters(ctx context.Context, q ListQuery) iter.Seq2[api.DeadLetter, error] {
+	if q.Page == 0 {
+		q.Page = api.QuarantineLimitMax
+	}
+	return walk(func(cursor string) ([]api.DeadLetter, string, error) {
+		l, err := get[api.DeadLetterList](ctx, c, "/api/v1/deadletters", q.values(cursor))
+		return l.DeadLetters, l.Next, err
+	})
+}
+
 func walk[T any](fetch func(cursor string) ([]T, string, error)) iter.Seq2[T, error] {
 	return func(yield func(T, error) bool) {
 		cursor := ""

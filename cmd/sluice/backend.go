@@ -25,16 +25,16 @@ import (
 // intake is the way into the log that MQTT and HTTP share. It exists before the
 // cluster does: until then a publish has no known outcome.
 type intake struct {
-	full     func() bool // the log has no room: refuse before anything is proposed
+	noRoom   func() string // why nothing new is taken, "" when it is: refuse before anything is proposed
 	refused  atomic.Uint64
 	pipeline atomic.Pointer[ingest.Pipeline]
 }
 
 // Publish implements broker.Ingest and api.Ingestor.
 func (i *intake) Publish(p *telemetry.Publish, done func(telemetry.Result)) {
-	if i.full() {
+	if reason := i.noRoom(); reason != "" {
 		i.refused.Add(1)
-		done(telemetry.Result{Refused: 1, Refusal: telemetry.RefusalQuota, Reason: "the node's disk has no room for the log"})
+		done(telemetry.Result{Refused: 1, Refusal: telemetry.RefusalQuota, Reason: reason})
 		return
 	}
 	if pl := i.pipeline.Load(); pl != nil {
@@ -71,6 +71,14 @@ func (b *backend) Status(ctx context.Context) (api.Status, error) {
 	}
 	out.Moves = movesOf(st)
 	out.Alarms = append(alarms(&out, st), b.node.troubles()...)
+	for _, replicas := range views {
+		for i := range replicas {
+			if replicas[i].Lost != "" {
+				out.Alarms = append(out.Alarms, replicas[i].Lost)
+			}
+		}
+	}
+	b.addBacklogs(ctx, st, &out)
 	if a := b.node.stores.alarm(); a != "" {
 		out.Alarms = append(out.Alarms, a)
 	}

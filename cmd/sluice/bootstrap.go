@@ -78,8 +78,8 @@ func (n *node) ready() error {
 		return errors.New("the node is draining")
 	case !n.serving.Load():
 		return errors.New("the node is starting")
-	case n.log.Full():
-		return errors.New("the disk has no room for the log: free some, intake resumes by itself")
+	case n.noRoom() != "":
+		return fmt.Errorf("%s; intake resumes by itself", n.noRoom())
 	}
 	missing := 0
 	for id := range st.Shards {

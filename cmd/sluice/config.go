@@ -105,6 +105,7 @@ type FlushConfig struct {
 // WALConfig is the log of the node.
 type WALConfig struct {
 	SegmentMiB int              `yaml:"segment_mib"` // size of a preallocated segment file
+	MaxMiB     int              `yaml:"max_mib"`     // disk that the log may take; 0: what the file system has
 	Encryption EncryptionConfig `yaml:"encryption"`
 }
 
@@ -343,6 +344,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Flush.RetainMiB < 1 || c.Flush.RetainMiB > 1<<20 {
 		problem("flush.retain_mib", "is %d: use 1 to 1048576", c.Flush.RetainMiB)
+	}
+	if c.WAL.MaxMiB != 0 && (c.WAL.MaxMiB < 8*c.WAL.SegmentMiB || c.WAL.MaxMiB > 1<<30) {
+		problem("wal.max_mib", "is %d: use at least eight segments (%d) and at most 1073741824, or 0 for what the file system has", c.WAL.MaxMiB, 8*c.WAL.SegmentMiB)
 	}
 	if c.WAL.SegmentMiB < 1 || c.WAL.SegmentMiB > 1024 {
 		problem("wal.segment_mib", "is %d: use 1 to 1024", c.WAL.SegmentMiB)

@@ -31,6 +31,8 @@ type cli struct {
 	Anomalies  anomaliesCmd  `cmd:"" help:"List or follow anomalies."`
 	Quarantine quarantineCmd `cmd:"" help:"List, replay or drop messages that are no telemetry."`
 
+	Deadletter deadletterCmd `cmd:"" help:"List, replay or drop rows that the database refused."`
+
 	Import   importCmd   `cmd:"" help:"Send a CSV or NDJSON file to the cluster."`
 	Simulate simulateCmd `cmd:"" help:"Publish as many simulated devices."`
 	Detect   detectCmd   `cmd:"" help:"Find anomalies in a CSV file, without a cluster."`

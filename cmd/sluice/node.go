@@ -19,6 +19,7 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/broker"
 	"github.com/sluice-iot/sluice/cluster"
 	"github.com/sluice-iot/sluice/cluster/detector"
@@ -41,6 +42,7 @@ type node struct {
 	registry *prometheus.Registry
 
 	identity *cluster.Identity  // locks the data directory
+	meter    *backlog.Meter     // of the log's disk
 	log      *wal.Log           // of every raft group
 	stores   stores             // where rows go
 	mux      *mux.Mux           // between nodes
@@ -193,6 +195,9 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	if n.hub, err = api.NewHub(); err != nil {
 		return nil, err
 	}
+	if err := n.openMeter(); err != nil {
+		return nil, err
+	}
 	copies, err := n.openArchive()
 	if err != nil {
 		return nil, err
@@ -212,7 +217,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		return nil, err
 	}
 	n.router = shard.NewRouter(n.host, n.peers, directory{n.meta})
-	n.intake = &intake{full: n.log.Full}
+	n.intake = &intake{noRoom: n.noRoom}
 	ctx, cancel := context.WithCancel(ctx)
 	n.detector.Subscribe(func(e detector.Event) {
 		if e.Down {
@@ -225,6 +230,8 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	watch.Go(func() { n.host.Run(ctx, n.router) })
 	n.peers.serveShards(ctx, n.host)
 	n.serveRefused()
+	n.serveBacklog()
+	watch.Go(func() { n.watchBacklog(ctx) })
 	if n.stores.files != nil {
 		n.fetcher = &segmentFetcher{logger: n.logger, files: n.stores.files, mux: n.mux, host: n.host, dir: directory{n.meta}, inherited: !n.identity.Joined()}
 		n.fetcher.serve()
@@ -246,7 +253,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 func (n *node) serveHTTP(ctx context.Context) (func() error, error) {
 	b := &backend{node: n, storeID: n.stores.name}
 	srv, err := api.New(n.logger, n.registry, api.Config{Node: n.identity.Node(), Version: version}, api.Backend{
-		Ingest: n.intake, Cluster: b, Reader: b, Attributes: b, Quarantine: b, Events: n.hub, Gatherer: n.registry,
+		Ingest: n.intake, Cluster: b, Reader: b, Attributes: b, Quarantine: b, Events: n.hub, Database: n.asDatabase(), Gatherer: n.registry,
 	})
 	if err != nil {
 		return nil, err

@@ -24,6 +24,7 @@ const (
 	frameMeta      = mux.KindUrgent + 0      // a request to the meta group
 	frameAnomaly   = mux.KindUrgent + 1      // anomaly events, one way
 	frameRefused   = mux.KindUrgent + 2      // how many messages a node has refused
+	frameBacklog   = mux.KindUrgent + 9      // what of a node waits for the store
 )
 
 // asksMax bounds the questions a node answers at once for its peers; each may

@@ -81,6 +81,7 @@ func printStatus(w io.Writer, st *fullStatus) error {
 	if err := printNodes(w, &st.Status); err != nil {
 		return err
 	}
+	printBacklogs(w, st.Nodes)
 	fmt.Fprintf(w, "\n%s\n", shardSummary(&st.Status))
 	shown := st.Shards
 	if len(shown) > shardsShown {
@@ -97,6 +98,27 @@ func printStatus(w io.Writer, st *fullStatus) error {
 		}
 	}
 	return printLedger(w, st)
+}
+
+// printBacklogs is a line per node that says how much waits for the store.
+func printBacklogs(w io.Writer, nodes []api.Node) {
+	first := true
+	for _, n := range nodes {
+		b := n.Backlog
+		if b == nil {
+			continue
+		}
+		if first {
+			fmt.Fprintln(w)
+			first = false
+		}
+		left := ""
+		if b.HoursLeft >= 0 {
+			left = fmt.Sprintf(", %s left at %s/s", hoursLeft(b.HoursLeft), size(int64(b.Rate)))
+		}
+		fmt.Fprintf(w, "backlog %s  %s, %s messages%s; the log takes %s of %s (%.0f %%)\n",
+			n.ID, size(b.Waiting), count(b.Messages), left, size(b.Used), size(b.Budget), 100*b.Share())
+	}
 }
 
 // printNodes is a line per node with what it carries.
@@ -248,12 +270,33 @@ func (c *nodesListCmd) Run(ctx context.Context) error {
 }
 
 type shardsCmd struct {
+	List       shardsListCmd       `cmd:"" default:"withargs" help:"List the shards with leaders, replicas and backlog."`
+	AcceptLoss shardsAcceptLossCmd `cmd:"" help:"Let a shard go on whose database has lost rows that the log no longer has."`
+}
+
+type shardsAcceptLossCmd struct {
+	apiFlag
+	Shard uint32 `arg:"" help:"The shard that the alarm names."`
+}
+
+// Run implements kong.
+func (c *shardsAcceptLossCmd) Run(ctx context.Context) error {
+	return c.with(func(cl *client.Client) error {
+		if err := cl.AcceptLoss(ctx, telemetry.ShardID(c.Shard)); err != nil {
+			return fmt.Errorf("accept the loss of shard %d: %w", c.Shard, err)
+		}
+		fmt.Printf("shard %d goes on; deadletter list keeps the range\n", c.Shard)
+		return nil
+	})
+}
+
+type shardsListCmd struct {
 	apiFlag
 	JSON bool `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
-func (c *shardsCmd) Run(ctx context.Context) error {
+func (c *shardsListCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error {
 		st, err := cl.Status(ctx)
 		if err != nil {

@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/store/postgres/pgtest"
@@ -319,5 +322,114 @@ func TestCloseEndsWhatIsUnderWay(t *testing.T) {
 	}
 	if err := db.Write(context.Background(), fleet(1, 3, 6, 2, 2, t0)); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// TestDeadlockIsTriedAgain: another session holds one of our watermarks and wants
+// the other one. Whoever the server picks as the victim, the batches go in once.
+func TestDeadlockIsTriedAgain(t *testing.T) {
+	s := pgtest.Start(t, pgtest.Options{Settings: []string{"deadlock_timeout = 100ms"}})
+	url := s.Database(t)
+	cfg := config(url)
+	cfg.Conns = 2
+	db := open(t, cfg)
+	if err := errors.Join(together(db, []*telemetry.Batch{own(fleet(1, 0, 5, 2, 2, t0)), own(fleet(2, 0, 5, 2, 2, t0))})...); err != nil {
+		t.Fatal(err)
+	}
+	ctx := context.Background()
+	for from := uint64(5); from < 25; from += 5 {
+		other, err := pgx.Connect(ctx, url)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, sql := range []string{"begin", "select from flush_watermarks where shard = 2 for update"} {
+			if _, err := other.Exec(ctx, sql); err != nil {
+				t.Fatal(err)
+			}
+		}
+		begin := t0 + int64(from)*1_000_000_000
+		done := make(chan error, 1)
+		go func() {
+			done <- errors.Join(together(db, []*telemetry.Batch{own(fleet(1, from, from+5, 2, 2, begin)), own(fleet(2, from, from+5, 2, 2, begin))})...)
+		}()
+		eventually(t, "our transaction waits", func() bool {
+			return one[int64](t, url, "select count(*) from pg_locks where not granted") > 0
+		})
+		_, _ = other.Exec(ctx, "select from flush_watermarks where shard = 1 for update") // one of the two is the victim
+		_ = other.Close(ctx)
+		if err := <-done; err != nil {
+			t.Fatalf("from %d: %v", from, err)
+		}
+	}
+	if n := one[int64](t, url, "select count(*) from telemetry"); n != 5*2*16 {
+		t.Errorf("%d rows, want %d", n, 5*2*16)
+	}
+}
+
+// TestSerializationFailureIsTriedAgain in a database whose transactions are
+// serializable: two leaders write the same shard, over and over.
+func TestSerializationFailureIsTriedAgain(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	write(t, open(t, config(url)), fleet(99, 0, 1, 1, 1, t0))
+	name := url[strings.LastIndex(url, "/")+1:]
+	name, _, _ = strings.Cut(name, "?")
+	s.Exec(t, url, "alter database "+name+" set default_transaction_isolation = 'serializable'")
+	a, b := open(t, config(url)), open(t, config(url))
+	rows := int64(4)
+	for from := uint64(0); from < 100; from += 10 {
+		var wg sync.WaitGroup
+		var errs [2]error
+		for i, db := range []*DB{a, b} {
+			wg.Go(func() {
+				errs[i] = db.Write(context.Background(), fleet(1, from, from+10, 3, 3, t0+int64(from)*1_000_000_000))
+			})
+		}
+		wg.Wait()
+		won := 0
+		for _, err := range errs {
+			var w *store.WatermarkError
+			switch {
+			case err == nil:
+				won++
+			case errors.As(err, &w):
+			case retryable(err): // four times in a row: the shard comes again
+			default:
+				t.Fatalf("from %d: %v", from, err)
+			}
+		}
+		if at, err := live(context.Background(), a, 1); err != nil || won != 1 || at != from+10 {
+			t.Fatalf("from %d: %d won, watermark %d, %v", from, won, at, err)
+		}
+		rows += 36
+	}
+	if n := one[int64](t, url, "select count(*) from telemetry"); n != rows {
+		t.Errorf("%d rows, want %d", n, rows)
+	}
+}
+
+// TestStatementTimeoutUndoesTheBatch, and the next attempt finds the watermark
+// where it was.
+func TestStatementTimeoutUndoesTheBatch(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	cfg := config(url)
+	cfg.StatementTimeout = time.Second
+	db := open(t, cfg)
+	write(t, db, fleet(1, 0, 5, 2, 2, t0))
+	s.Exec(t, url, "create function slow() returns trigger language plpgsql as $$ begin perform pg_sleep(60); return null; end $$",
+		"create trigger slow after insert on telemetry for each statement execute function slow()")
+	b := fleet(1, 5, 9, 2, 2, t0+1e9)
+	err := db.Write(context.Background(), b)
+	if sqlState(err) != codeStatement || !strings.Contains(err.Error(), "timeout") {
+		t.Fatalf("a COPY that sleeps: %v", err)
+	}
+	if settle(t, db, b, err) {
+		t.Fatal("the batch was stored")
+	}
+	s.Exec(t, url, "drop trigger slow on telemetry")
+	write(t, db, b)
+	if n := one[int64](t, url, "select count(*) from telemetry"); n != 32 {
+		t.Errorf("%d rows, want 32", n)
 	}
 }

@@ -1,0 +1,6 @@
+//go:build !unix
+
+package backlog
+
+// Free is not known on this system: set wal.bytes_max.
+func Free(string) int64 { return -1 }
