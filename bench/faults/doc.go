@@ -18,7 +18,8 @@
 //	    agree on every committed entry
 //	C5  the states of all replicas of a shard are equal at the same index
 //	C6  a read that begins after an acknowledgement shows what was acknowledged,
-//	    whichever node is asked
+//	    whichever node is asked, and compare-and-set of device attributes is
+//	    linearizable
 //	C7  the rate of acknowledgements is back at 90 %; the table has the time,
 //	    only a minute is asserted, because a busy machine is no fault of ours
 //	C8  goroutines, descriptors and memory return to what they were

@@ -20,6 +20,8 @@ type History struct {
 	Clients []bench.History
 	Stored  map[string]map[string][]bench.Stored // through a node, or in the database; by device
 	Logs    []Log
+	// Registers is every operation on the registers.
+	Registers []Operation
 }
 
 // historyVersion is the version of the file format: gzipped JSON of a History.
@@ -27,7 +29,8 @@ const historyVersion = 1
 
 const historyFile = "history.json.gz"
 
-// judge checks C1 to C3 in every place that was read and C4 in the logs. The
+// judge checks C1 to C3 in every place that was read, C4 in the logs and C6 in
+// the operations on registers. The
 // table gets the counts of the worst place.
 func (h *History) judge(res *Result) {
 	for place, stored := range h.Stored {
@@ -48,6 +51,7 @@ func (h *History) judge(res *Result) {
 		}
 	}
 	h.order(res)
+	linearizable(h.Registers, res)
 }
 
 func wrong(v *bench.Verdict) int { return v.Lost + v.Twice + v.Unsent }

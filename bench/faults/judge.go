@@ -43,7 +43,7 @@ func (r *Run) judge(ctx context.Context, res *Result) {
 	if r.readers.reads == 0 {
 		res.fail("C6", "no read was answered")
 	}
-	h := &History{Seed: res.Seed, Fault: res.ID, Clients: r.fleet.histories(), Stored: map[string]map[string][]bench.Stored{}}
+	h := &History{Seed: res.Seed, Fault: res.ID, Registers: r.ops.ops, Clients: r.fleet.histories(), Stored: map[string]map[string][]bench.Stored{}}
 	r.history(ctx, res, h)
 	r.digests(ctx, res)
 	r.givenBack(ctx, res)

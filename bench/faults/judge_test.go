@@ -117,3 +117,34 @@ func TestMeterTellsWhenTheRateIsBack(t *testing.T) {
 		t.Errorf("back after %v at a rate that never was", d)
 	}
 }
+
+func TestRegisterHistoriesAreJudged(t *testing.T) {
+	read := func(at int64, v string) Operation {
+		return Operation{Kind: OpRead, Read: v, Call: at, Return: at + 1}
+	}
+	put := func(at int64, v string) Operation {
+		return Operation{Kind: OpPut, Write: v, Done: true, Call: at, Return: at + 1}
+	}
+	swap := func(at int64, from, to string, done, unknown bool) Operation {
+		return Operation{Kind: OpSwap, Expect: from, Write: to, Done: done, Unknown: unknown, Call: at, Return: at + 1}
+	}
+	for _, c := range []struct {
+		name string
+		ok   bool
+		ops  []Operation
+	}{
+		{"in order", true, []Operation{read(0, ""), swap(2, "", "a", true, false), read(4, "a"), swap(6, "b", "c", false, false)}},
+		{"stale read", false, []Operation{put(0, "a"), put(2, "b"), read(4, "a")}},
+		{"two swaps from one value", false, []Operation{put(0, "a"), swap(2, "a", "b", true, false), swap(4, "a", "c", true, false)}},
+		{"a refusal without a reason", false, []Operation{put(0, "a"), swap(2, "a", "b", false, false), read(4, "a")}},
+		{"unknown took place late", true, []Operation{put(0, "a"), swap(2, "a", "b", false, true), read(4, "a"), read(6, "b")}},
+		{"unknown never took place", true, []Operation{put(0, "a"), swap(2, "a", "b", false, true), read(4, "a"), put(6, "c"), read(8, "c")}},
+		{"unknown took place and was undone", false, []Operation{put(0, "a"), swap(2, "a", "b", false, true), read(4, "b"), read(6, "a")}},
+	} {
+		var res Result
+		linearizable(c.ops, &res)
+		if res.Passed() != c.ok {
+			t.Errorf("%s: passed %v (%v)", c.name, res.Passed(), res.Failures)
+		}
+	}
+}

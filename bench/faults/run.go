@@ -51,7 +51,6 @@ type Fault struct {
 	Bound     time.Duration // of the time until 90 % of the rate is back (C7); 0: none stated
 	Disks     bool          // needs power-loss disks
 	Database  bool          // rows go to PostgreSQL
-	Register  bool          // clients of the register run beside the devices
 	Environ   []string      // for its nodes
 	Strike    func(ctx context.Context, r *Run) error
 }
@@ -66,6 +65,7 @@ type Run struct {
 	dir     string
 	fleet   *fleet
 	readers *readers
+	ops     *registers
 	endRead context.CancelFunc
 	db      *database
 	struck  time.Time // when the fault struck, for C7
@@ -150,6 +150,7 @@ func (r *Run) start(ctx context.Context) error {
 	r.fleet.start(ctx)
 	ctx, r.endRead = context.WithCancel(ctx)
 	r.readers = startReaders(ctx, r.Cluster.Nodes(), r.fleet.mqtt)
+	r.ops = startRegisters(ctx, r.Cluster.Nodes(), r.cfg.Seed)
 	return nil
 }
 
@@ -251,6 +252,7 @@ func (r *Run) endReads() {
 	if r.endRead != nil {
 		r.endRead()
 		r.readers.done.Wait()
+		r.ops.done.Wait()
 	}
 }
 
