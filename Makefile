@@ -59,9 +59,10 @@ mutations: ## show that every deliberate mistake is noticed by a check
 	CGO_ENABLED=0 $(GO) build -trimpath -tags mutations -o bin/sluice-mutations ./cmd/sluice
 	$(GO) run ./bench/faults/cmd/faults mutations --binary bin/sluice-mutations --dir $${TMPDIR:-/tmp}/sluice-mutations
 
-soak: ## random faults for ten minutes (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
-	SLUICE_SOAK_DURATION=$${SLUICE_SOAK_DURATION:-10m} SLUICE_SOAK_SEED=$${SLUICE_SOAK_SEED:-$$(date +%s)} \
-	$(GO) test -count 1 -timeout 0 -v -run Soak ./e2e
+soak: build ## random faults for ten minutes, in one cluster and from the table (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
+	@seed=$${SLUICE_SOAK_SEED:-$$(date +%s)}; length=$${SLUICE_SOAK_DURATION:-10m}; set -e; \
+	SLUICE_SOAK_DURATION=$$length SLUICE_SOAK_SEED=$$seed $(GO) test -count 1 -timeout 0 -v -run Soak ./e2e; \
+	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --seed $$seed --for $$length
 
 lint: ## gofmt, vet and golangci-lint (built from source on first use)
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run make fmt"; exit 1; }

@@ -9,6 +9,7 @@ want=()
 command -v mosquitto_pub >/dev/null || want+=(mosquitto-clients)
 command -v xz >/dev/null || want+=(xz-utils)
 command -v curl >/dev/null || want+=(curl)
+command -v ip >/dev/null || want+=(iproute2)
 ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || want+=(postgresql)
 if [ ${#want[@]} -gt 0 ]; then
 	as=()

@@ -35,7 +35,11 @@ type Options struct {
 	FlushInterval time.Duration
 	LogLevel      string
 	Environ       []string // added to the nodes' environment
-	Debug         bool     // every node serves profiles on a free port, see NodeInfo
+	// Hosts are the addresses of the nodes, Prefix comes before the command of
+	// node i: together they put nodes into network namespaces. Empty is loopback.
+	Hosts  []string
+	Prefix func(i int) []string
+	Debug  bool // every node serves profiles on a free port, see NodeInfo
 }
 
 const (
@@ -48,6 +52,9 @@ func (o *Options) Validate() error {
 	var errs []error
 	if o.Nodes < 1 || o.Nodes > nodesMax {
 		errs = append(errs, fmt.Errorf("nodes is %d: use 1 to %d", o.Nodes, nodesMax))
+	}
+	if len(o.Hosts) > 0 && len(o.Hosts) != o.Nodes {
+		errs = append(errs, fmt.Errorf("hosts has %d addresses for %d nodes: give one each, or none", len(o.Hosts), o.Nodes))
 	}
 	if len(o.Zones) == 0 {
 		errs = append(errs, errors.New("zones is empty: name at least one, a,b,c for example"))
@@ -131,6 +138,9 @@ func (c *Cluster) Exited() <-chan *Node { return c.exited }
 
 // checkPorts finds out early, with a clear word, what a node would find late.
 func (c *Cluster) checkPorts() error {
+	if len(c.opt.Hosts) > 0 {
+		return nil // their ports are not ours to try
+	}
 	for i := range c.opt.Nodes {
 		for _, p := range []struct {
 			flag string
@@ -146,6 +156,14 @@ func (c *Cluster) checkPorts() error {
 		}
 	}
 	return nil
+}
+
+// addr is an address of node i.
+func (c *Cluster) addr(i, port int) string {
+	if len(c.opt.Hosts) > 0 {
+		return net.JoinHostPort(c.opt.Hosts[i], strconv.Itoa(port))
+	}
+	return loopback(port)
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
@@ -170,18 +188,18 @@ func (c *Cluster) configure() error {
 	}
 	gossip, debug := ports[c.opt.Nodes:2*c.opt.Nodes], ports[2*c.opt.Nodes:]
 	var seeds []string
-	for _, p := range gossip {
-		seeds = append(seeds, loopback(p))
+	for i, p := range gossip {
+		seeds = append(seeds, c.addr(i, p))
 	}
 	for i := range c.opt.Nodes {
 		id := "n" + strconv.Itoa(i)
 		info := NodeInfo{
-			ID: id, Zone: c.opt.Zones[i%len(c.opt.Zones)], MQTT: loopback(c.opt.MQTTPort + i), HTTP: loopback(c.opt.HTTPPort + i),
+			ID: id, Zone: c.opt.Zones[i%len(c.opt.Zones)], MQTT: c.addr(i, c.opt.MQTTPort+i), HTTP: c.addr(i, c.opt.HTTPPort+i),
 			Data: filepath.Join(c.opt.Dir, id),
 		}
 		cfg := map[string]any{
 			"node":    map[string]any{"id": id, "zone": info.Zone, "data": info.Data},
-			"cluster": map[string]any{"listen": loopback(ports[i]), "gossip": loopback(gossip[i]), "seeds": seeds, "secret": secret},
+			"cluster": map[string]any{"listen": c.addr(i, ports[i]), "gossip": c.addr(i, gossip[i]), "seeds": seeds, "secret": secret},
 			"mqtt":    map[string]any{"listen": info.MQTT},
 			"http":    map[string]any{"listen": info.HTTP},
 			"wal":     map[string]any{"segment_mib": c.opt.segmentMiB(), "max_mib": c.opt.LogMaxMiB},
@@ -207,7 +225,10 @@ func (c *Cluster) configure() error {
 		if err := os.WriteFile(path, b, 0o600); err != nil {
 			return fmt.Errorf("write configuration of %s: %w", id, err)
 		}
-		info.Cmd = []string{c.opt.Binary, "node", "--config", path}
+		if c.opt.Prefix != nil {
+			info.Cmd = c.opt.Prefix(i)
+		}
+		info.Cmd = append(info.Cmd, c.opt.Binary, "node", "--config", path)
 		c.nodes = append(c.nodes, &Node{NodeInfo: info, cluster: c})
 	}
 	return nil

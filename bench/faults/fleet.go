@@ -31,7 +31,7 @@ var DefaultLoad = Load{Timed: 16, Untimed: 8, Posters: 3}
 const (
 	clientPause    = 15 * time.Millisecond // after every message of a client
 	clientWindow   = 32
-	clientPatience = 3 * time.Second // then it goes to another node
+	clientPatience = 1500 * time.Millisecond // then it goes to another node
 	posterLines    = 8
 	posterPause    = 100 * time.Millisecond
 )
@@ -41,6 +41,7 @@ type fleet struct {
 	meter   *meter
 	clients []recorder
 	mqtt    []*bench.Survivor
+	spawn   func(recorder) // runs one more client
 	cancel  context.CancelFunc
 	done    sync.WaitGroup
 	stopped bool
@@ -77,9 +78,18 @@ const settleMax = 30 * time.Second
 
 func (f *fleet) start(ctx context.Context) {
 	ctx, f.cancel = context.WithCancel(ctx)
+	f.spawn = func(c recorder) { f.done.Go(func() { c.Run(ctx, settleMax) }) }
 	for _, c := range f.clients {
-		f.done.Go(func() { c.Run(ctx, settleMax) })
+		f.spawn(c)
 	}
+}
+
+// lone adds a client that knows one node only.
+func (f *fleet) lone(device, addr string) *bench.Survivor {
+	s := &bench.Survivor{Addrs: []string{addr}, Device: device, Window: clientWindow, Pause: clientPause, Patience: clientPatience, OnAck: f.meter.ack}
+	f.clients = append(f.clients, s)
+	f.spawn(s)
+	return s
 }
 
 // stop ends the load and waits for the last acknowledgements.

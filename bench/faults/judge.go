@@ -5,8 +5,10 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -165,7 +167,7 @@ func (r *Run) digests(ctx context.Context, res *Result) {
 				continue
 			}
 			running++
-			list, err := replicas(ctx, n)
+			list, err := r.replicas(ctx, n)
 			if err != nil {
 				why = err.Error()
 				break
@@ -220,14 +222,22 @@ func compareDigests(shards map[uint32][]replica, running int) string {
 	return behind
 }
 
-func replicas(ctx context.Context, n *devcluster.Node) ([]shard.ReplicaStatus, error) {
+// replicas asks a node's debug listener, which is on its own loopback.
+func (r *Run) replicas(ctx context.Context, n *devcluster.Node) ([]shard.ReplicaStatus, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusMax)
 	defer cancel()
+	hc := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	if r.Zones != nil {
+		zone := slices.Index(r.Cluster.Nodes(), n)
+		hc.Transport = &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			return r.Zones.Dial(ctx, zone, network, addr)
+		}}
+	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+n.Debug+"/debug/replicas", nil)
 	if err != nil {
 		return nil, err
 	}
-	res, err := http.DefaultClient.Do(req)
+	res, err := hc.Do(req)
 	if err != nil {
 		return nil, err
 	}

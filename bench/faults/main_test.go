@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"github.com/sluice-iot/sluice/bench/faults/disk"
+	"github.com/sluice-iot/sluice/bench/faults/zones"
 )
 
 // binary is the sluice executable, built once for all tests.
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 
 // subset is what fits into every run of the tests: one fault of each kind. make
 // faults runs all of them.
-var subset = []string{"F1b", "F3", "F4", "F8", "F11", "F13a", "F17c"}
+var subset = []string{"F1b", "F3", "F4", "F6a", "F8", "F11", "F13a", "F17c"}
 
 const subsetSeed = 11
 
@@ -67,7 +68,7 @@ func contains(list []string, s string) bool {
 func survive(t *testing.T, f *Fault, seed uint64) {
 	t.Helper()
 	res, err := Do(t.Context(), Config{Binary: binary, Dir: t.TempDir(), Seed: seed, Load: smallLoad, Progress: t.Output()}, f)
-	if errors.Is(err, disk.ErrUnavailable) {
+	if errors.Is(err, disk.ErrUnavailable) || errors.Is(err, zones.ErrUnavailable) {
 		t.Skip(err)
 	}
 	if err != nil {
@@ -76,6 +77,29 @@ func survive(t *testing.T, f *Fault, seed uint64) {
 	t.Logf("seed %d: %d acknowledged, %d stored, rate back after %v, %s", seed, res.Verdict.Acked, res.Verdict.Stored, res.Back, res.Note)
 	if !res.Passed() {
 		t.Errorf("%s with seed %d:\n%s\n%s", f.ID, seed, strings.Join(res.Failures, "\n"), lastWords(res.History))
+	}
+}
+
+// TestAckBeforeFsyncIsNoticed is the part of make mutations that every run of
+// the tests can afford: without it, no loss would also mean no sight.
+func TestAckBeforeFsyncIsNoticed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("builds the program again")
+	}
+	broken := filepath.Join(t.TempDir(), "sluice")
+	if out, err := exec.Command("go", "build", "-tags", "mutations", "-o", broken, "github.com/sluice-iot/sluice/cmd/sluice").CombinedOutput(); err != nil {
+		t.Fatalf("build sluice with mutations: %v\n%s", err, out)
+	}
+	got, err := Catch(t.Context(), Config{Binary: broken, Dir: t.TempDir(), Seed: subsetSeed, Load: smallLoad, Progress: t.Output()}, Mutations()[0])
+	if errors.Is(err, disk.ErrUnavailable) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s: %s", got.Name, got.By)
+	if !got.Found {
+		t.Errorf("%s was not noticed", got.Name)
 	}
 }
 

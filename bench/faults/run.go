@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -16,6 +15,7 @@ import (
 
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/bench/faults/disk"
+	"github.com/sluice-iot/sluice/bench/faults/zones"
 	"github.com/sluice-iot/sluice/devcluster"
 )
 
@@ -51,6 +51,7 @@ type Fault struct {
 	Bound     time.Duration // of the time until 90 % of the rate is back (C7); 0: none stated
 	Disks     bool          // needs power-loss disks
 	Database  bool          // rows go to PostgreSQL
+	Zones     bool          // needs a network namespace per node
 	Environ   []string      // for its nodes
 	Strike    func(ctx context.Context, r *Run) error
 }
@@ -59,6 +60,7 @@ type Fault struct {
 type Run struct {
 	Cluster *devcluster.Cluster
 	Disks   []*disk.Disk
+	Zones   *zones.Net
 	rng     *rand.Rand
 	cfg     *Config
 	fault   *Fault
@@ -130,6 +132,15 @@ func (r *Run) start(ctx context.Context) error {
 		Binary: r.cfg.Binary, Dir: r.dir, Nodes: nodesCount, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + nodesCount,
 		Shards: shardsCount, FlushInterval: flushInterval, Debug: true, Environ: append(append([]string(nil), r.cfg.Environ...), r.fault.Environ...),
 	}
+	if r.fault.Zones {
+		if r.Zones, err = zones.New(nodesCount); err != nil {
+			return err
+		}
+		for i := range nodesCount {
+			opt.Hosts = append(opt.Hosts, r.Zones.Host(i))
+		}
+		opt.Prefix = r.Zones.Prefix
+	}
 	if r.fault.Database {
 		if r.db, err = startDatabase(rand.New(rand.NewPCG(r.cfg.Seed, 3))); err != nil {
 			return err
@@ -176,6 +187,9 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 	r.say("healed, %d acknowledged", r.fleet.acked())
 	for _, d := range r.Disks {
 		d.Heal()
+	}
+	if r.Zones != nil {
+		r.Zones.Heal()
 	}
 	if err := r.ready(ctx); err != nil {
 		res.fail("C7", "%v", err)
@@ -232,6 +246,11 @@ func (r *Run) close() {
 	}
 	for _, d := range r.Disks {
 		if err := d.Close(); err != nil {
+			r.say("%v", err)
+		}
+	}
+	if r.Zones != nil {
+		if err := r.Zones.Close(); err != nil {
 			r.say("%v", err)
 		}
 	}
@@ -353,14 +372,4 @@ func sleep(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
-}
-
-// listening reports whether something answers at a TCP address.
-func listening(addr string) bool {
-	c, err := net.DialTimeout("tcp", addr, time.Second)
-	if err != nil {
-		return false
-	}
-	_ = c.Close() // a probe
-	return true
 }

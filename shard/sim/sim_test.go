@@ -50,9 +50,9 @@ const (
 	healMax       = 60 * time.Second // simulated: until everybody acknowledges again
 )
 
-func TestThreeHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 3, 2, seeds(t, 1, 6)) }
+func TestThreeHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 3, 2, seeds(t, 1, 4)) }
 
-func TestFiveHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 5, 3, seeds(t, 101, 3)) }
+func TestFiveHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 5, 3, seeds(t, 101, 2)) }
 
 func simulate(t *testing.T, hosts int, shards uint32, seeds []uint64) {
 	for _, seed := range seeds {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/sluice-iot/sluice/bench/faults"
 	"github.com/sluice-iot/sluice/bench/faults/disk"
+	"github.com/sluice-iot/sluice/bench/faults/zones"
 )
 
 type cli struct {
@@ -87,7 +88,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 		cfg.Seed = seed
 		res, err := faults.Do(ctx, cfg, f)
 		switch {
-		case errors.Is(err, disk.ErrUnavailable):
+		case errors.Is(err, disk.ErrUnavailable), errors.Is(err, zones.ErrUnavailable):
 			fmt.Fprintf(os.Stderr, "%s not run: %v\n", f.ID, err)
 			continue
 		case err != nil:
