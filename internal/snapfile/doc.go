@@ -6,6 +6,10 @@
 // that it replaces was deleted. Most file systems of Linux happen to write a new
 // file's name with its first fsync; POSIX does not promise it.
 //
+// It also gives meta.json, which says at which index the snapshot ends and who is
+// a member, a checksum: raft's covers the state alone. The third file of a
+// snapshot, meta.sum, is the line "crc32c " and eight hexadecimal digits.
+//
 // A snapshot counts as taken when Close of its sink has returned nil, and is
 // durable then. A crash before that leaves the snapshot before it, which the
 // store still holds because it keeps two.

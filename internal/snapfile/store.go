@@ -1,7 +1,11 @@
 package snapfile
 
 import (
+	"errors"
 	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
 	"path/filepath"
 
 	"github.com/hashicorp/go-hclog"
@@ -41,21 +45,79 @@ func (s *Store) Create(version raft.SnapshotVersion, index, term uint64, c raft.
 	if err != nil {
 		return nil, err
 	}
-	return &sink{files, s.dir}, nil
+	return &sink{SnapshotSink: files, dir: s.dir}, nil
+}
+
+// Open implements raft.SnapshotStore. Raft's own checksum covers the state; who
+// is a member, and at which index, stands in the other file.
+func (s *Store) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
+	meta, err := os.ReadFile(filepath.Join(s.dir, id, metaFile))
+	if err != nil {
+		return nil, nil, fmt.Errorf("open snapshot: %w", err)
+	}
+	sum, err := os.ReadFile(filepath.Join(s.dir, id, sumFile))
+	if err != nil {
+		return nil, nil, fmt.Errorf("open snapshot: %w", err)
+	}
+	if string(sum) != sumOf(meta) {
+		return nil, nil, fmt.Errorf("snapshot %s is damaged: %s has not the checksum in %s", id, metaFile, sumFile)
+	}
+	return s.FileSnapshotStore.Open(id)
+}
+
+// The files of a snapshot that are looked at here.
+const (
+	metaFile = "meta.json"
+	sumFile  = "meta.sum" // sumOf of metaFile
+)
+
+func sumOf(meta []byte) string {
+	return fmt.Sprintf("crc32c %08x\n", crc32.Checksum(meta, crc32.MakeTable(crc32.Castagnoli)))
 }
 
 type sink struct {
 	raft.SnapshotSink
-	dir string
+	dir  string
+	done bool
 }
 
 // Close implements raft.SnapshotSink.
 func (s *sink) Close() error {
+	if s.done {
+		return nil
+	}
+	s.done = true
 	if err := s.SnapshotSink.Close(); err != nil {
 		return err
 	}
-	if err := (vfs.OS{}).SyncDir(filepath.Join(s.dir, s.ID())); err != nil {
+	dir := filepath.Join(s.dir, s.ID())
+	meta, err := os.ReadFile(filepath.Join(dir, metaFile))
+	if err != nil {
+		return fmt.Errorf("finish snapshot: %w", err)
+	}
+	if err := writeSynced(filepath.Join(dir, sumFile), sumOf(meta)); err != nil {
+		return fmt.Errorf("finish snapshot: %w", err)
+	}
+	if err := (vfs.OS{}).SyncDir(dir); err != nil {
 		return fmt.Errorf("sync snapshot %s: %w", s.ID(), err)
 	}
 	return nil
+}
+
+// Cancel implements raft.SnapshotSink.
+func (s *sink) Cancel() error {
+	s.done = true
+	return s.SnapshotSink.Cancel()
+}
+
+func writeSynced(path, text string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(text)
+	if err == nil {
+		err = f.Sync()
+	}
+	return errors.Join(err, f.Close())
 }
