@@ -135,3 +135,43 @@ func BenchmarkOpen(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkCompact merges 16 flushes of 100 devices x 4 sensors into one file.
+func BenchmarkCompact(b *testing.B) {
+	for _, perSeries := range []int{5, 60, 600} {
+		b.Run(fmt.Sprintf("rows=%d", perSeries), func(b *testing.B) {
+			const inputs = 16
+			s := newStore(b)
+			s.compactPace = newPace(1 << 40)
+			at, cpu, before, after, rows := uint64(0), int64(0), int64(0), int64(0), uint64(0)
+			for b.Loop() {
+				b.StopTimer()
+				var list []Segment
+				before = 0
+				for i := range int64(inputs) {
+					seg, err := s.Write(b.Context(), fleet(1, at, at+1, 100, perSeries, t0+i*int64(perSeries)*1e6))
+					if err != nil {
+						b.Fatal(err)
+					}
+					at++
+					before += seg.Bytes
+					list = append(list, seg)
+				}
+				began := cpuTime(b)
+				b.StartTimer()
+				seg, err := s.merge(b.Context(), list)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				cpu += cpuTime(b) - began
+				after, rows = seg.Bytes, seg.Rows
+				b.StartTimer()
+			}
+			b.ReportMetric(float64(cpu)/float64(rows)/float64(b.N), "cpu-ns/sample")
+			b.ReportMetric(float64(before)/float64(rows), "B/sample-before")
+			b.ReportMetric(float64(after)/float64(rows), "B/sample")
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}

@@ -16,8 +16,8 @@ const (
 	compactFilesMin = 8
 	// compactFilesMax bounds the pages in memory, 1 MiB an input.
 	compactFilesMax = 32
-	// compactRowsMax bounds a file: 8 Mi rows are 12 to 30 MiB and 1,024 pages,
-	// whose bounds are 200 KiB in memory while the file is open.
+	// compactRowsMax bounds a file: 8 Mi rows are 12 to 40 MiB and 512 pages,
+	// whose bounds are 100 KiB in memory while the file is open.
 	compactRowsMax = 8 << 20
 )
 

@@ -53,7 +53,7 @@ func (c *Config) window() time.Duration {
 
 const (
 	// openFilesDefault times 30 KiB of parsed footer and page index is 8 MiB (with
-	// the largest compacted files 50 MiB), and leaves most of the 1,024 descriptors
+	// the largest compacted files 25 MiB), and leaves most of the 1,024 descriptors
 	// that a shell grants.
 	openFilesDefault = 256
 	// openFilesLimit keeps a typing error from taking every descriptor.

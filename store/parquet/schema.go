@@ -22,8 +22,9 @@ const (
 
 const (
 	// pageRows is the unit of reading: a page of every column starts at the same
-	// row. 8 Ki rows decode in about 100 us, and a finer step compresses worse.
-	pageRows = 8 << 10
+	// row. 16 Ki rows decode in about 200 us; at 8 Ki compacted files of long series are
+	// 17 % larger, because a page no longer holds the same times under two sensors.
+	pageRows = 16 << 10
 
 	// groupRows and groupDevices end a row group. Dictionaries belong to a row
 	// group and are read whole, so their size is what is bounded here: 16 Ki ids
