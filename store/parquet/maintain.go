@@ -11,6 +11,9 @@ import (
 const (
 	// maintainEvery is the pause of the background work when nothing is left to do.
 	maintainEvery = 5 * time.Second
+	// scrubAfter is how old the rows of a file are before it is looked at: younger
+	// ones are about to be read by compaction, which checks as much.
+	scrubAfter = time.Hour
 	// scrubEvery is how long a file that was found whole is left alone.
 	scrubEvery = 30 * 24 * time.Hour
 )
@@ -78,6 +81,9 @@ func (s *Store) scrub(ctx context.Context) {
 				key := keyOf(&seg)
 				if at, ok := clean[key]; ok && s.now().Sub(at) < scrubEvery {
 					present[key] = at
+					continue
+				}
+				if s.now().UnixMicro()-seg.MaxReceived < scrubAfter.Microseconds() {
 					continue
 				}
 				worked = true
