@@ -91,6 +91,7 @@ type devFile struct {
 type Cluster struct {
 	logger *slog.Logger
 	opt    Options
+	seeds  []string // gossip addresses of the first nodes
 
 	mu     sync.Mutex // over nodes' processes and dev.json
 	nodes  []*Node
@@ -178,60 +179,89 @@ func (o *Options) segmentMiB() int {
 
 // configure writes one configuration file per node.
 func (c *Cluster) configure() error {
-	secret, err := c.secret()
-	if err != nil {
-		return err
-	}
 	ports, err := freePorts(3 * c.opt.Nodes)
 	if err != nil {
 		return err
 	}
-	gossip, debug := ports[c.opt.Nodes:2*c.opt.Nodes], ports[2*c.opt.Nodes:]
-	var seeds []string
+	gossip := ports[c.opt.Nodes : 2*c.opt.Nodes]
 	for i, p := range gossip {
-		seeds = append(seeds, c.addr(i, p))
+		c.seeds = append(c.seeds, c.addr(i, p))
 	}
 	for i := range c.opt.Nodes {
-		id := "n" + strconv.Itoa(i)
-		info := NodeInfo{
-			ID: id, Zone: c.opt.Zones[i%len(c.opt.Zones)], MQTT: c.addr(i, c.opt.MQTTPort+i), HTTP: c.addr(i, c.opt.HTTPPort+i),
-			Data: filepath.Join(c.opt.Dir, id),
+		at := addresses{
+			mqtt: c.addr(i, c.opt.MQTTPort+i), http: c.addr(i, c.opt.HTTPPort+i),
+			mux: c.addr(i, ports[i]), gossip: c.addr(i, gossip[i]), debug: loopback(ports[2*c.opt.Nodes+i]),
 		}
-		cfg := map[string]any{
-			"node":    map[string]any{"id": id, "zone": info.Zone, "data": info.Data},
-			"cluster": map[string]any{"listen": c.addr(i, ports[i]), "gossip": c.addr(i, gossip[i]), "seeds": seeds, "secret": secret},
-			"mqtt":    map[string]any{"listen": info.MQTT},
-			"http":    map[string]any{"listen": info.HTTP},
-			"wal":     map[string]any{"segment_mib": c.opt.segmentMiB(), "max_mib": c.opt.LogMaxMiB},
+		if _, err := c.configureNode(c.opt.Zones[i%len(c.opt.Zones)], at); err != nil {
+			return err
 		}
-		if c.opt.Database != "" {
-			cfg["store"] = map[string]any{"database": c.opt.Database}
-		}
-		if c.opt.FlushInterval > 0 {
-			cfg["flush"] = map[string]any{"interval": c.opt.FlushInterval.String()}
-		}
-		if c.opt.LogLevel != "" {
-			cfg["log"] = map[string]any{"level": c.opt.LogLevel}
-		}
-		if c.opt.Debug {
-			info.Debug = loopback(debug[i])
-			cfg["debug"] = map[string]any{"listen": info.Debug}
-		}
-		b, err := yaml.Marshal(cfg)
-		if err != nil {
-			return fmt.Errorf("encode configuration of %s: %w", id, err)
-		}
-		path := filepath.Join(c.opt.Dir, id+".yaml")
-		if err := os.WriteFile(path, b, 0o600); err != nil {
-			return fmt.Errorf("write configuration of %s: %w", id, err)
-		}
-		if c.opt.Prefix != nil {
-			info.Cmd = c.opt.Prefix(i)
-		}
-		info.Cmd = append(info.Cmd, c.opt.Binary, "node", "--config", path)
-		c.nodes = append(c.nodes, &Node{NodeInfo: info, cluster: c})
 	}
 	return nil
+}
+
+// addresses of one node.
+type addresses struct{ mqtt, http, mux, gossip, debug string }
+
+// configureNode writes the configuration of the next node and adds it.
+func (c *Cluster) configureNode(zone string, at addresses) (*Node, error) {
+	secret, err := c.secret()
+	if err != nil {
+		return nil, err
+	}
+	i := len(c.nodes)
+	id := "n" + strconv.Itoa(i)
+	info := NodeInfo{ID: id, Zone: zone, MQTT: at.mqtt, HTTP: at.http, Data: filepath.Join(c.opt.Dir, id)}
+	cfg := map[string]any{
+		"node":    map[string]any{"id": id, "zone": info.Zone, "data": info.Data},
+		"cluster": map[string]any{"listen": at.mux, "gossip": at.gossip, "seeds": c.seeds, "secret": secret},
+		"mqtt":    map[string]any{"listen": info.MQTT},
+		"http":    map[string]any{"listen": info.HTTP},
+		"wal":     map[string]any{"segment_mib": c.opt.segmentMiB(), "max_mib": c.opt.LogMaxMiB},
+	}
+	if c.opt.Database != "" {
+		cfg["store"] = map[string]any{"database": c.opt.Database}
+	}
+	if c.opt.FlushInterval > 0 {
+		cfg["flush"] = map[string]any{"interval": c.opt.FlushInterval.String()}
+	}
+	if c.opt.LogLevel != "" {
+		cfg["log"] = map[string]any{"level": c.opt.LogLevel}
+	}
+	if c.opt.Debug {
+		info.Debug = at.debug
+		cfg["debug"] = map[string]any{"listen": info.Debug}
+	}
+	b, err := yaml.Marshal(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("encode configuration of %s: %w", id, err)
+	}
+	path := filepath.Join(c.opt.Dir, id+".yaml")
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		return nil, fmt.Errorf("write configuration of %s: %w", id, err)
+	}
+	if c.opt.Prefix != nil {
+		info.Cmd = c.opt.Prefix(i)
+	}
+	info.Cmd = append(info.Cmd, c.opt.Binary, "node", "--config", path)
+	n := &Node{NodeInfo: info, cluster: c}
+	c.nodes = append(c.nodes, n)
+	return n, nil
+}
+
+// Add starts one more node, on free ports. It is not for use beside other methods.
+func (c *Cluster) Add(zone string) (*Node, error) {
+	p, err := freePorts(5)
+	if err != nil {
+		return nil, err
+	}
+	i := len(c.nodes)
+	n, err := c.configureNode(zone, addresses{
+		mqtt: c.addr(i, p[0]), http: c.addr(i, p[1]), mux: c.addr(i, p[2]), gossip: c.addr(i, p[3]), debug: loopback(p[4]),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return n, n.Start()
 }
 
 // secret is made once per directory.

@@ -120,6 +120,45 @@ func TestNodeWhoseLogIsGoneIsRebuilt(t *testing.T) {
 	everybodyVotes(t, n)
 }
 
+// TestOnlyNodeWithADamagedLogWaitsAndKeepsEverything: nobody is left to rebuild
+// it from, so it must not begin anew.
+func TestOnlyNodeWithADamagedLogWaitsAndKeepsEverything(t *testing.T) {
+	c := start(t, func(o *devcluster.Options) { o.Nodes, o.Shards = 1, 4 })
+	n := c.Nodes()[0]
+	for i := range 300 {
+		post(t, n, fmt.Sprintf(`{"device_id":"d%d","sensors":{"temperature":%d}}`, i%7, i))
+	}
+	if err := n.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	damageLog(t, n)
+	if err := n.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "it says that it waits", func() bool {
+		cl, err := n.Client()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer cl.Close()
+		st, err := cl.Status(t.Context())
+		return err == nil && strings.Contains(strings.Join(st.Alarms, " "), "waits to be part of the cluster")
+	})
+	aside, err := filepath.Glob(filepath.Join(n.Data, "damaged-*", "wal", "*.wal"))
+	if err != nil || len(aside) == 0 {
+		t.Errorf("the damaged log was not kept: %v, %v", aside, err)
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); !ok(); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("not within a minute: %s", what)
+		}
+	}
+}
+
 // everybodyVotes waits until a node that was just started is part of the cluster
 // and, as it sees it, every shard has a leader and three voters.
 func everybodyVotes(t *testing.T, n *devcluster.Node) {

@@ -231,3 +231,47 @@ func TestUnfinishedSnapshotIsNoDamageWhileTheLogReachesBack(t *testing.T) {
 		t.Errorf("with the log from 31 on: %q, %v, want damage", name, err)
 	}
 }
+
+// TestRetirementCutShortIsFinishedBeforeTheReplicaIsOpened: a crash behind the
+// first of its steps leaves the record, and the next start does the rest.
+func TestRetirementCutShortIsFinishedBeforeTheReplicaIsOpened(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(5)
+	n := c.nodes[2]
+	term, err := n.log.Group(GroupOf(0)).GetUint64(keyTerm)
+	if err != nil || term == 0 {
+		t.Fatalf("term %d, %v", term, err)
+	}
+	if err := n.host.beginRetirement(0, n.log.Group(GroupOf(0)), retirement{Rows: true}); err != nil {
+		t.Fatal(err)
+	}
+	n.kill()
+	c.mu.Lock()
+	c.want = []string{c.nodes[0].peer, c.nodes[1].peer} // the group goes on without it
+	c.mu.Unlock()
+	n.start()
+	if got := n.host.all(); len(got) != 0 {
+		t.Fatalf("%d replicas are open although the table has none here", len(got))
+	}
+	c.place([]string{c.nodes[0].peer, c.nodes[1].peer}, nil)
+	c.voters(c.nodes[0].peer, c.nodes[1].peer)
+	c.place(nil, nil) // and it comes back
+	s, ok := n.host.Shard(0)
+	if !ok {
+		t.Fatal("it is not open again")
+	}
+	if got, err := n.log.Group(GroupOf(0)).GetUint64(keyTerm); err != nil || got < term {
+		t.Errorf("it has forgotten its term: %d after %d, %v", got, term, err)
+	}
+	if _, err := os.Stat(n.host.retirementFile(0)); err == nil {
+		t.Error("the record of the retirement is still there")
+	}
+	c.voters(c.peers()...)
+	p.publish(3)
+	p.check(n)
+	if s.raft.LastIndex() == 0 {
+		t.Error("its log is empty")
+	}
+	c.sameDigests(0)
+}
