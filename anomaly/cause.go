@@ -34,6 +34,62 @@ func (c Cause) String() string {
 	return "unknown"
 }
 
+// CauseOf is the cause with a name, CauseNone for any other text.
+func CauseOf(name string) Cause {
+	for c, n := range causeNames {
+		if n == name {
+			return Cause(c)
+		}
+	}
+	return CauseNone
+}
+
+// excuseMax bounds what feedback does: a pattern counts a tenth at least.
+const excuseMax = 18
+
+// excuseStep is what one word of an operator takes: a surprise of this pattern
+// then counts 2/(2+2), 2/(2+4), ... of itself.
+const excuseStep = 2
+
+// Excuse lowers the pattern behind a cause for good: an operator has said that
+// it is normal for this series.
+func (s *State) Excuse(c Cause) {
+	switch c {
+	case CauseSpike:
+		excuse(s.excused[:], featureSpike, featureRange, featureDev)
+	case CauseLevel, CauseSeason:
+		excuse(s.excused[:], featureLevel, featureDev, featureDrift)
+	case CauseDrift:
+		excuse(s.excused[:], featureDrift)
+	case CauseVariance:
+		excuse(s.excused[:], featureSpread, featureSpike)
+	case CauseFlat:
+		excuse(s.excused[:], featureRun)
+	case CauseRange:
+		excuse(s.excused[:], featureRange, featureSpike)
+	case CauseReset:
+		excuse(s.excused[:], featureSpike, featureDev, featureRange)
+	}
+}
+
+// Excuse is State.Excuse for what only the device as a whole shows.
+func (s *DeviceState) Excuse(c Cause) {
+	switch c {
+	case CauseJoint:
+		excuse(s.excused[:], jointSum, jointEnergy)
+	case CauseDecoupled:
+		excuse(s.excused[:], jointBroken)
+	default: // a sensor's, which takes part in the sum
+		excuse(s.excused[:], jointSum)
+	}
+}
+
+func excuse(level []uint8, features ...int) {
+	for _, j := range features {
+		level[j] = min(level[j]+excuseStep, excuseMax)
+	}
+}
+
 // Transition is what a reading did to the alert of its series.
 type Transition uint8
 

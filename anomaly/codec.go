@@ -133,6 +133,9 @@ func walkNew[C coder](c C, s *State) {
 	for _, f := range []*float32{&s.noiseHigh, &s.noiseLow, &s.load, &s.resid} {
 		c.f32(f)
 	}
+	for j := range s.excused {
+		c.u8(&s.excused[j])
+	}
 }
 
 // check refuses values that would make Step divide by zero or index outside of
@@ -145,6 +148,9 @@ func (s *State) check() error {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0
 		}
+	}
+	for _, k := range s.excused {
+		ok = ok && k <= excuseMax
 	}
 	ok = ok && s.tail.ok()
 	if !ok {

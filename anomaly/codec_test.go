@@ -94,7 +94,7 @@ func TestOlderStateStartsWarm(t *testing.T) {
 		}
 	})
 	wire := AppendState(nil, &s)
-	old := wire[:len(wire)-16] // version 2 added four float32 at the end
+	old := wire[:len(wire)-16-features] // version 2 added four float32 and a byte per feature at the end
 	old[0] = stateBefore
 	var back State
 	rest, err := DecodeState(old, &back)

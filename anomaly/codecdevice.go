@@ -47,10 +47,16 @@ func walkDevice[C coder](c C, s *DeviceState) {
 	c.u16(&s.calm)
 	c.f32(&s.top)
 	c.f32(&s.shown)
+	for j := range s.excused {
+		c.u8(&s.excused[j])
+	}
 }
 
 func (s *DeviceState) check() error {
 	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.target >= 0 && s.causeOf <= causeLast && s.shown >= 0
+	for _, k := range s.excused {
+		ok = ok && k <= excuseMax
+	}
 	if s.n > 0 {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0

@@ -60,6 +60,9 @@ func New(p Params) *Detector {
 	return &Detector{p: p}
 }
 
+// Params are the parameters that are in use.
+func (d *Detector) Params() Params { return d.p }
+
 // Step scores the reading x of device time t (microseconds) and learns from it.
 // It depends on s, t and x alone. A reading older than the newest one is scored
 // by level and season and leaves s as it is. NaN and infinities give the zero
@@ -94,7 +97,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
 	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
@@ -177,7 +180,7 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {

@@ -34,6 +34,8 @@ type DeviceState struct {
 	calm  uint16  // messages without an open sensor while it is
 	top   float32 // its worst severity
 	shown float32 // decaying peak of the severity's nats, in targets
+
+	excused [jointFeats]uint8 // as in State
 }
 
 // DeviceVerdict is what a message is worth.
@@ -158,7 +160,7 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 	if s.n <= loadAfter {
 		return None, 0
 	}
-	u, top := surprise(v[:], s.q[:], s.ex[:], jointWeights[:], jointWeights[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], jointWeights[:], jointWeights[:], s.excused[:])
 	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n-loadAfter+learnTailsAfter)
 	nats := 0.0
 	if u > 0 {

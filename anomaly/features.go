@@ -58,7 +58,7 @@ func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run
 // excesses (an exponential tail, in nats), the largest fully and the others by
 // two thirds, so that agreement counts but cannot replace strength. It returns the sum
 // and the feature that names the cause, by its strength and by how much it tells.
-func surprise(v []float64, q, ex []float32, weight, tells []float64) (u float64, top int) {
+func surprise(v []float64, q, ex []float32, weight, tells []float64, excused []uint8) (u float64, top int) {
 	sum, best, plain := 0.0, 0.0, 0.0
 	for j := range v {
 		over := v[j] - float64(q[j])
@@ -68,6 +68,9 @@ func surprise(v []float64, q, ex []float32, weight, tells []float64) (u float64,
 		c := over / float64(ex[j])
 		if c > softCap {
 			c = softCap + mul(softCap/2, ln(c/softCap))
+		}
+		if k := excused[j]; k > 0 {
+			c *= 2 / (2 + float64(k))
 		}
 		if cc := mul(c, tells[j]); cc > plain {
 			plain, top = cc, j

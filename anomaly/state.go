@@ -51,6 +51,8 @@ type State struct {
 	// the device's view: how this series moves with the others of its device
 	load  float32 // its part in the common motion, in scales
 	resid float32 // mean |deviation| that the common motion does not explain, in scales
+
+	excused [features]uint8 // how often an operator called a feature normal, see Excuse
 }
 
 // alarm is the alert of a series or of a device.

@@ -162,7 +162,7 @@ func TestEveryRouteAnswersAsTheContractSays(t *testing.T) {
 			`,{"id":"pump-8","first_seen":"1970-01-01T00:00:01.000000Z","last_seen":"1970-01-01T00:00:01.000000Z","attributes":{"model":"m1"}}` + "\n" + `]}`},
 		{"/api/v1/devices/pump-7", `{"id":"pump-7","first_seen":"2026-01-23T15:24:47.000000Z","last_seen":"2026-01-23T15:24:49.000000Z","attributes":{"model":"m1"},"latest":[` +
 			`{"time":"2026-01-23T15:24:46.123456Z","sensor":"door, \"front\"","value":1,"score":0,"quality":8},{"time":"2026-01-23T15:24:48.000000Z","sensor":"temperature","value":-0.1,"score":0}],` +
-			`"anomalies":[{"id":"0-5-0","device_id":"pump-7","sensor":"temperature","opened":"2026-01-23T15:24:47.000000Z","closed":null,"severity":71.5,"cause":"spike","value":1e-7,"expected":21,"low":20,"high":22}]}`},
+			`"anomalies":[{"id":"0-5-0","device_id":"pump-7","sensor":"temperature","opened":"2026-01-23T15:24:47.000000Z","closed":null,"severity":71.5,"cause":"spike","value":1e-7,"expected":21,"low":20,"high":22,"grade":"warning"}]}`},
 		{"/api/v1/devices/pump-7/readings", `{"readings":[{"time":"2026-01-23T15:24:46.123456Z","sensor":"door, \"front\"","value":1,"score":0,"quality":8},` +
 			`{"time":"2026-01-23T15:24:46.123456Z","sensor":"temperature","value":21.52,"score":0.13},{"time":"2026-01-23T15:24:47.000000Z","sensor":"temperature","value":1e-7,"score":0.5},` +
 			`{"time":"2026-01-23T15:24:48.000000Z","sensor":"temperature","value":-0.1,"score":0}]}`},
@@ -170,7 +170,7 @@ func TestEveryRouteAnswersAsTheContractSays(t *testing.T) {
 		{"/api/v1/devices/pump-7/readings?sensor=temperature&from=1769181887000&to=2026-01-23T15:24:48Z", `{"readings":[{"time":"2026-01-23T15:24:47.000000Z","sensor":"temperature","value":1e-7,"score":0.5}]}`},
 		{"/api/v1/devices/pump-7/readings?from=2026-01-23T15:24:48+00:00", `{"readings":[{"time":"2026-01-23T15:24:48.000000Z","sensor":"temperature","value":-0.1,"score":0}]}`},
 		{"/api/v1/devices/pump-8/readings?to=1000", `{"readings":[]}`},
-		{"/api/v1/anomalies?open=false", `{"anomalies":[{"id":"0-3-0","device_id":"pump-8","sensor":"s","opened":"1970-01-01T00:00:01.000000Z","closed":"1970-01-01T00:00:02.000000Z","severity":5,"cause":"level","value":0,"expected":0,"low":0,"high":0}` + "\n" + `]}`},
+		{"/api/v1/anomalies?open=false", `{"anomalies":[{"id":"0-3-0","device_id":"pump-8","sensor":"s","opened":"1970-01-01T00:00:01.000000Z","closed":"1970-01-01T00:00:02.000000Z","severity":5,"cause":"level","value":0,"expected":0,"low":0,"high":0,"grade":"normal"}` + "\n" + `]}`},
 		{"/api/v1/anomalies?device=pump-9", `{"anomalies":[]}`},
 		{"/api/v1/anomalies?from=1000&to=1001&open=true", `{"anomalies":[]}`},
 		{"/api/v1/quarantine?device=pump-7", `{"quarantine":[]}`},
@@ -356,6 +356,7 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 		"/api/v1/devices": "get", "/api/v1/devices/{id}": "get", "/api/v1/devices/{id}/readings": "get", "/api/v1/anomalies": "get",
 		"/api/v1/anomalies/stream": "get", "/api/v1/quarantine": "get", "/api/v1/quarantine/{id}": "delete",
 		"/api/v1/quarantine/{id}/replay": "post", "/api/v1/cluster/init": "post", "/api/v1/nodes/{id}/drain": "post",
+		"/api/v1/anomalies/{id}/normal": "post", "/api/v1/anomalies/target": "put", "/api/v1/devices/{id}/maintenance": "put",
 	} {
 		op := string(doc.Paths[path][methods])
 		if op == "" || !strings.Contains(op, api.ProblemContentType) || strings.Contains(op, "ErrorModel") {

@@ -19,7 +19,8 @@ type Backend struct {
 	Attributes Attributes
 	Quarantine Quarantine
 	Events     Events
-	Database   Database            // nil with the embedded store
+	Database   Database // nil with the embedded store
+	Watch      Watch
 	Gatherer   prometheus.Gatherer // what /metrics shows; nil is prometheus.DefaultGatherer
 }
 

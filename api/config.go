@@ -117,7 +117,7 @@ func (b *Backend) Validate() error {
 		missing bool
 	}{
 		{"Ingest", b.Ingest == nil}, {"Cluster", b.Cluster == nil}, {"Reader", b.Reader == nil}, {"Attributes", b.Attributes == nil},
-		{"Quarantine", b.Quarantine == nil}, {"Events", b.Events == nil},
+		{"Quarantine", b.Quarantine == nil}, {"Events", b.Events == nil}, {"Watch", b.Watch == nil},
 	} {
 		if part.missing {
 			problems = append(problems, fmt.Errorf("missing Backend.%s", part.name))

@@ -203,6 +203,7 @@ func (s *Server) plainRoutes(mux *http.ServeMux) {
 	s.telemetryRoutes(mux)
 	s.readingRoutes(mux)
 	s.attributeRoutes(mux)
+	s.watchRoutes(mux)
 	s.streamRoutes(mux)
 }
 

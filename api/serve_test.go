@@ -91,7 +91,7 @@ func TestStreamDeliversAndResumes(t *testing.T) {
 	for i := range 3 {
 		f := s.frame()
 		ids = append(ids, field(f, "id"))
-		want := fmt.Sprintf(`{"id":"0-%d-0","device_id":"pump-7","sensor":"s","opened":"1970-01-01T00:00:01.000000Z","closed":null,"severity":0,"cause":"spike","value":0,"expected":0,"low":0,"high":0}`, i)
+		want := fmt.Sprintf(`{"id":"0-%d-0","device_id":"pump-7","sensor":"s","opened":"1970-01-01T00:00:01.000000Z","closed":null,"severity":0,"cause":"spike","value":0,"expected":0,"low":0,"high":0,"grade":"normal"}`, i)
 		if field(f, "event") != "opened" || field(f, "data") != want {
 			t.Errorf("event %d: %s", i, f)
 		}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/danielgtaylor/huma/v2"
 
+	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -135,7 +136,8 @@ func ReadingOf(p *store.Point) Reading {
 	return Reading{Time: Time(p.Time), Sensor: p.Sensor, Value: Float(p.Value), Score: p.Score, Quality: p.Quality}
 }
 
-// Anomaly is an alert about one sensor of one device.
+// Anomaly is an alert about a device; the sensor is the one with the largest
+// share, empty for missing data.
 type Anomaly struct {
 	ID       string `json:"id"`
 	DeviceID string `json:"device_id"`
@@ -148,6 +150,9 @@ type Anomaly struct {
 	Expected Float  `json:"expected"`
 	Low      Float  `json:"low"`
 	High     Float  `json:"high"`
+	Grade    string `json:"grade" enum:"normal,notice,warning,critical" doc:"the severity in a word"`
+	Shares   string `json:"shares,omitempty" example:"temperature 0.62, pressure 0.38" doc:"of the sensors in the surprise, where several took part; for listed anomalies of the last weeks"`
+	Normal   bool   `json:"normal,omitempty" doc:"an operator said that it was none"`
 }
 
 // AnomalyOf is the wire form of an anomaly.
@@ -156,6 +161,7 @@ func AnomalyOf(a *telemetry.Anomaly) Anomaly {
 		ID: a.ID, DeviceID: a.Device, Sensor: a.Sensor, Opened: Time(a.Opened),
 		Severity: Float(a.Severity), Cause: a.Cause,
 		Value: Float(a.Value), Expected: Float(a.Expected), Low: Float(a.Low), High: Float(a.High),
+		Grade: anomaly.Grade(a.Severity), Shares: a.Shares, Normal: a.Normal,
 	}
 	if a.Closed != 0 {
 		closed := Time(a.Closed)
@@ -173,6 +179,8 @@ type Device struct {
 	Attributes map[string]string `json:"attributes,omitempty"`
 	Latest     []Reading         `json:"latest,omitempty" doc:"the last reading of each sensor by device time, sorted by sensor"`
 	Anomalies  []Anomaly         `json:"anomalies,omitempty" doc:"the open ones"`
+	// MaintenanceUntil is absent when none is under way.
+	MaintenanceUntil *Time `json:"maintenance_until,omitempty" doc:"anomalies before it are not raised"`
 }
 
 // Quarantined is one message that could not be taken as telemetry.

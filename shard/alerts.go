@@ -1,7 +1,6 @@
 package shard
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -17,7 +16,7 @@ const alertsMax = 10_000
 // Event is a change of an anomaly. Its ID is the same on every replica, so that
 // emitting it twice is harmless.
 type Event struct {
-	ID         string // "<shard>-<log index>-<reading in the entry>"
+	ID         string // "<shard>-<log index>-<message in the entry>", "...-s<device>" for missing data
 	Transition anomaly.Transition
 	Anomaly    telemetry.Anomaly
 }
@@ -85,28 +84,24 @@ func (a *alerts) settle(to uint64) {
 	}
 }
 
-// applyVerdict moves the series' anomaly along and notes the event.
-func (m *machine) applyVerdict(index uint64, pos, reading int, s *series, t int64, x float64, v anomaly.Verdict) {
-	id := fmt.Sprintf("%d-%d-%d.%d", m.shard, index, pos, reading)
-	a := m.alerts.at(s.alert)
-	switch {
-	case v.Alert == anomaly.Opened:
-		s.alert = m.alerts.open(telemetry.Anomaly{
-			ID: id, Device: m.registry.devices.peek(s.device).id, Sensor: m.registry.names[s.sensor], Opened: t,
-			Severity: v.Severity, Cause: v.Cause.String(), Value: x, Expected: v.Expected, Low: v.Low, High: v.High,
-		})
-		a = m.alerts.at(s.alert)
-	case a == nil:
-		return // older than the list reaches: the store has its opening
-	case v.Alert == anomaly.Updated:
-		a.Severity, a.Cause = max(a.Severity, v.Severity), v.Cause.String()
-		a.Value, a.Expected, a.Low, a.High = x, v.Expected, v.Low, v.High
-	case v.Alert == anomaly.Closed:
-		a.Closed = t
-		s.alert = 0
+// find returns the listed anomaly with an id, nil when there is none.
+func (a *alerts) find(id string) *alert {
+	for i := range a.list {
+		if a.list[i].ID == id {
+			return &a.list[i]
+		}
 	}
-	a.changed = index
-	m.events = append(m.events, Event{ID: id, Transition: v.Alert, Anomaly: a.Anomaly})
+	return nil
+}
+
+// seq is the sequence number of a listed anomaly.
+func (a *alerts) seq(x *alert) uint64 {
+	for i := range a.list {
+		if &a.list[i] == x {
+			return a.base + uint64(i)
+		}
+	}
+	return 0
 }
 
 // takeEvents returns the events of the batch just applied.
@@ -128,7 +123,7 @@ func (a *alerts) append(b []byte) []byte {
 
 func (a *alerts) decode(r *wire.Reader) {
 	a.base = max(1, r.Uint())
-	for range r.Count(47) {
+	for range r.Count(49) {
 		a.list = append(a.list, alert{changed: r.Uint(), Anomaly: decodeAnomaly(r)})
 	}
 }
@@ -140,6 +135,8 @@ func appendAnomaly(b []byte, a *telemetry.Anomaly) []byte {
 	b = wire.AppendInt(b, a.Opened)
 	b = wire.AppendInt(b, a.Closed)
 	b = wire.AppendString(b, a.Cause)
+	b = wire.AppendString(b, a.Shares)
+	b = wire.AppendBool(b, a.Normal)
 	for _, f := range [...]float64{a.Severity, a.Value, a.Expected, a.Low, a.High} {
 		b = wire.AppendFloat(b, f)
 	}
@@ -147,7 +144,7 @@ func appendAnomaly(b []byte, a *telemetry.Anomaly) []byte {
 }
 
 func decodeAnomaly(r *wire.Reader) telemetry.Anomaly {
-	a := telemetry.Anomaly{ID: r.String(), Device: r.String(), Sensor: r.String(), Opened: r.Int(), Closed: r.Int(), Cause: r.String()}
+	a := telemetry.Anomaly{ID: r.String(), Device: r.String(), Sensor: r.String(), Opened: r.Int(), Closed: r.Int(), Cause: r.String(), Shares: r.String(), Normal: r.Bool()}
 	for _, f := range [...]*float64{&a.Severity, &a.Value, &a.Expected, &a.Low, &a.High} {
 		*f = r.Float()
 	}
@@ -164,7 +161,7 @@ func appendAnomalies(b []byte, as []telemetry.Anomaly) []byte {
 
 func decodeAnomalies(r *wire.Reader) []telemetry.Anomaly {
 	var as []telemetry.Anomaly
-	for range r.Count(46) {
+	for range r.Count(48) {
 		as = append(as, decodeAnomaly(r))
 	}
 	return as

@@ -7,7 +7,6 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
-	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/mutate"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
@@ -122,6 +121,7 @@ func (m *machine) applyMessage(index uint64, pos int, b *block.Block, p *pending
 		return telemetry.Duplicate
 	}
 	m.touch(index, dev)
+	m.applyHeard(index, dev, d.lastSeen, e.Received)
 	d.lastSeen = max(d.lastSeen, e.Received)
 	m.applyAttributes(index, d, e, b)
 	m.applyReadings(index, pos, dev, e, b, p)
@@ -240,6 +240,9 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 		m.findSeries(dev, e, b, p)
 	}
 	m.counts.Nulls += uint64(e.Nulls)
+	row := &m.scratch.row
+	row.Reset()
+	m.scratch.members = m.scratch.members[:0]
 	for i := e.Readings.From; i < e.Readings.To; i++ {
 		k := &p.marks[i]
 		if k.drop {
@@ -262,7 +265,10 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 		}
 		s := m.registry.series.at(n)
 		x := m.scratch.numbers[i]
-		v := m.detector.Step(m.registry.states.at(n), e.Time, x)
+		v := m.detector.Add(row, m.registry.states.at(n), e.Time, x)
+		if row.Len() > len(m.scratch.members) {
+			m.scratch.members = append(m.scratch.members, n)
+		}
 		k.score = v.Score
 		if v.Warmup {
 			k.quality |= telemetry.QualityWarmup
@@ -270,9 +276,9 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 		if !s.known || e.Time >= s.time {
 			s.known, s.time, s.value, s.score, s.quality = true, e.Time, x, v.Score, k.quality
 		}
-		if v.Alert != anomaly.None {
-			m.applyVerdict(index, pos, int(i-e.Readings.From), s, e.Time, x, v)
-		}
+	}
+	if row.Len() > 0 {
+		m.applyVerdict(index, pos, dev, e)
 	}
 }
 

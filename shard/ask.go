@@ -39,6 +39,7 @@ const (
 	askTerm        = 't' // of the replica's raft
 	askMember      = 'm'
 	askRebuild     = 'R'
+	askWatch       = 'W' // an operator's word about anomalies
 	answerOK       = 0
 	answerElse     = 1 // not the leader; the leader's peer id follows
 	answerNotFound = 2
@@ -111,7 +112,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askBuckets, askReached, askDevice, askRemove, askAccept, askAttributes, askPut, askApplied:
+	case askReadings, askBuckets, askReached, askDevice, askRemove, askAccept, askAttributes, askPut, askApplied, askWatch:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -167,6 +168,8 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 		}
 		last, err := s.last()
 		return wire.AppendBool(wire.AppendUint(nil, last), last >= index), err
+	case askWatch:
+		return nil, s.answerWatch(ctx, body)
 	case askDevice:
 		if err := s.Verify(); err != nil {
 			return nil, err

@@ -41,7 +41,6 @@ type series struct {
 	score                float32
 	time                 int64
 	value                float64
-	alert                uint64 // sequence number of its open anomaly, 0 when there is none
 }
 
 // registry holds the devices and series of one shard: indexes by name, values
@@ -49,6 +48,7 @@ type series struct {
 type registry struct {
 	byID     map[string]uint32
 	devices  slab[device]
+	watches  slab[watch] // of devices, by the same index
 	series   slab[series]
 	states   slab[anomaly.State]
 	bySensor map[uint64]uint32 // device<<32 | sensor -> series
@@ -78,6 +78,7 @@ func (g *registry) device(id string, received int64) uint32 {
 		return i
 	}
 	i := g.devices.add()
+	g.watches.add()
 	d := g.devices.at(i)
 	d.id = strings.Clone(id)
 	d.firstSeen, d.firstSeries, d.lastSeries, d.hint = received, none, none, none
@@ -207,8 +208,7 @@ func (s *series) append(b []byte) []byte {
 	b = append(b, byte(s.quality))
 	b = wire.AppendFloat(b, float64(s.score))
 	b = wire.AppendInt(b, s.time)
-	b = wire.AppendFloat(b, s.value)
-	return wire.AppendUint(b, s.alert)
+	return wire.AppendFloat(b, s.value)
 }
 
 // decodeDevices reads one section of devices, of total in all.
@@ -232,6 +232,9 @@ func (g *registry) decodeDevices(r *wire.Reader, total uint64) error {
 		if r.Err() != nil {
 			return fmt.Errorf("device %d: %w", n, r.Err())
 		}
+		if err := g.watches.at(i).decode(r); err != nil {
+			return fmt.Errorf("device %d: %w", n, err)
+		}
 	}
 	return nil
 }
@@ -246,7 +249,7 @@ func (g *registry) decodeSeries(r *wire.Reader, total uint64) error {
 		i := g.addSeries(dev, sensor)
 		s := g.series.at(i)
 		s.known, s.quality, s.score = r.Bool(), telemetry.Quality(r.Byte()), float32(r.Float())
-		s.time, s.value, s.alert = r.Int(), r.Float(), r.Uint()
+		s.time, s.value = r.Int(), r.Float()
 		rest, err := anomaly.DecodeState(r.Rest(), g.states.at(i))
 		if err != nil {
 			return fmt.Errorf("detector state of series %d: %w", i, err)

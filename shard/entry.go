@@ -23,6 +23,7 @@ const (
 	EntryQuarantineRemove EntryKind = 6 // quarantined messages replayed or dropped by an operator
 	EntryDelete           EntryKind = 7 // reserved: a device is deleted everywhere
 	EntryAttributes       EntryKind = 8 // a device's attributes are replaced, under preconditions
+	EntryWatch            EntryKind = 9 // an operator's word about a device's anomalies
 )
 
 const (
@@ -61,8 +62,11 @@ func controlBody(data []byte) (*wire.Reader, error) {
 	return r, nil
 }
 
-// timeEntry carries the leader's clock in microseconds.
-func timeEntry(now int64) []byte { return wire.AppendInt(appendControl(nil, EntryTime), now) }
+// timeEntry carries the leader's clock in microseconds, and since when it has
+// been listening to devices; 0 says that no silence is meant.
+func timeEntry(now, since int64) []byte {
+	return wire.AppendInt(wire.AppendInt(appendControl(nil, EntryTime), now), since)
+}
 
 // flushEntry orders every replica to write (from, to] to its own store.
 // Previous is the last range the leader has written, with its digest, so that

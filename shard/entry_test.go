@@ -16,7 +16,7 @@ func TestEntriesAndAnswersKeepTheirBytes(t *testing.T) {
 		got  []byte
 		want string
 	}{
-		"time":              {timeEntry(1_000_000), "81010080897a"},
+		"time":              {timeEntry(1_000_000, 0), "81010080897a00"},
 		"flush":             {flushEntry{From: 1, To: 300, PreviousTo: 1, Previous: digest}.encode(), "82010001ac0201aa0000000000000000000000000000bb"},
 		"flushed":           {flushedEntry(telemetry.LaneLate, 300), "83010001ac02"},
 		"quarantine remove": {quarantineRemoveEntry([]uint64{1, 300}), "8601000201ac02"},
@@ -33,7 +33,7 @@ func TestEntriesAndAnswersKeepTheirBytes(t *testing.T) {
 
 func TestEntryOfALaterVersionIsNotGuessedAt(t *testing.T) {
 	r := newRig(t)
-	later := timeEntry(5)
+	later := timeEntry(5, 0)
 	later[1]++
 	if err, _ := r.entry(later).(error); err == nil {
 		t.Error("an entry of version 2 was applied")
@@ -43,7 +43,7 @@ func TestEntryOfALaterVersionIsNotGuessedAt(t *testing.T) {
 		t.Error("an entry of namespace 9 was applied")
 	}
 	for kind, whole := range map[string][]byte{
-		"time": timeEntry(5), "flush": flushEntry{To: 1}.encode(), "flushed": flushedEntry(telemetry.LaneLive, 9), "remove": quarantineRemoveEntry([]uint64{1}),
+		"time": timeEntry(5, 0), "flush": flushEntry{To: 1}.encode(), "flushed": flushedEntry(telemetry.LaneLive, 9), "remove": quarantineRemoveEntry([]uint64{1}),
 	} {
 		for cut := 1; cut < len(whole); cut++ {
 			if err, _ := r.entry(whole[:cut]).(error); err == nil {

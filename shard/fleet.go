@@ -72,9 +72,9 @@ func (s subject) Attribute(key string) (string, bool) {
 
 // Worst implements fleet.Device.
 func (s subject) Worst() (severity float64, open bool) {
-	g := s.m.registry
-	for n := s.d.firstSeries; n != none; n = g.series.at(n).next {
-		if a := s.m.alerts.at(g.series.at(n).alert); a != nil {
+	w := s.m.registry.watches.peek(s.m.registry.byID[s.d.id])
+	for _, seq := range [...]uint64{w.alert, w.silent} {
+		if a := s.m.alerts.at(seq); a != nil {
 			severity, open = max(severity, a.Severity), true
 		}
 	}

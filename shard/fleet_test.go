@@ -22,8 +22,7 @@ func TestDevicesAreSelectedInTheShard(t *testing.T) {
 		d.setAttribute(1, m.registry.name("model"), m.registry.names, fmt.Sprintf("x%d", i%3), false)
 		d.setAttribute(1, m.registry.name("firmware"), m.registry.names, fmt.Sprint(i), false)
 		if i%100 == 7 {
-			s := m.registry.addSeries(k, m.registry.name("temperature"))
-			m.registry.series.at(s).alert = m.alerts.open(telemetry.Anomaly{ID: id, Device: id, Severity: float64(i) / 10})
+			m.registry.watches.at(k).alert = m.alerts.open(telemetry.Anomaly{ID: id, Device: id, Severity: float64(i) / 10})
 		}
 	}
 	s := &Shard{id: 3, fsm: &fsm{machine: m}}

@@ -114,7 +114,7 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 
 // FuzzApplyNeverFallsOver gives any bytes to the state machine as an entry.
 func FuzzApplyNeverFallsOver(f *testing.F) {
-	f.Add(timeEntry(5))
+	f.Add(timeEntry(5, 0))
 	f.Add(flushEntry{From: 0, To: 1}.encode())
 	f.Add(flushedEntry(telemetry.LaneLive, 1))
 	f.Add(flushedEntry(telemetry.LaneLate, 1))

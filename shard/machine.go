@@ -37,8 +37,9 @@ type machine struct {
 	shard    telemetry.ShardID
 	detector *anomaly.Detector
 
-	index, term uint64 // last entry applied
-	now         int64  // latest EntryTime
+	target      float64 // of the detector, 0 the default
+	index, term uint64  // last entry applied
+	now         int64   // latest EntryTime
 	origins     origins
 	dups        dupKeys
 	registry    *registry
@@ -64,7 +65,9 @@ type scratch struct {
 	values  []string
 	hashes  []uint64
 	seen    []bool
-	series  []uint32  // of the message's readings
+	series  []uint32 // of the message's readings
+	members []uint32 // series of row's sensors
+	row     anomaly.Row
 	numbers []float64 // of the block's readings
 }
 
@@ -86,9 +89,12 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 	}
 	switch kind {
 	case EntryTime:
-		if now := r.Int(); r.Err() == nil {
+		if now, since := r.Int(), r.Int(); r.Err() == nil {
 			m.now = max(m.now, now)
 			m.quarantine.expire(m.now)
+			if since > 0 {
+				m.applySilence(index, m.now, since)
+			}
 		}
 	case EntryFlush:
 		e, err := decodeFlush(r)
@@ -106,6 +112,8 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 		for range r.Count(1) {
 			m.quarantine.remove(r.Uint())
 		}
+	case EntryWatch:
+		return m.applyWatch(index, r)
 	case EntryAttributes:
 		p, err := decodePut(r)
 		if err != nil {

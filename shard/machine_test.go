@@ -331,7 +331,7 @@ func TestQuarantineIsBoundedAndLetsGoByTheClockOfTheLog(t *testing.T) {
 	if _, ok := r.quarantine.find(first + 2); ok || r.quarantine.items[0].ID != first+1 {
 		t.Fatalf("removed messages are still there")
 	}
-	r.entry(timeEntry(epoch2026 + quarantineAge + 1000*second))
+	r.entry(timeEntry(epoch2026+quarantineAge+1000*second, 0))
 	if len(r.quarantine.items) != 0 || r.quarantine.bytes != 0 {
 		t.Fatalf("%d messages, %d bytes after their age, want none", len(r.quarantine.items), r.quarantine.bytes)
 	}

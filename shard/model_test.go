@@ -188,7 +188,7 @@ func TestReplicasAgreeWhereverTheyWereRestored(t *testing.T) {
 			case 0:
 				data = flushEntry{From: a.pending.watermarks[0], To: a.pending.last()}.encode()
 			case 1:
-				data = timeEntry(at)
+				data = timeEntry(at, 0)
 			case 2:
 				data = quarantineRemoveEntry([]uint64{rapid.Uint64Range(0, 9).Draw(t, "id")})
 			default:

@@ -77,7 +77,7 @@ func (r *Router) PutAttributes(ctx context.Context, p Put) (PutResult, error) {
 	return r.put(ctx, id, &p)
 }
 
-var errInvalidPut = errors.New("attributes are not stored")
+var errInvalidPut = errors.New("nothing is stored")
 
 // IsInvalid reports whether an error of PutAttributes is the caller's mistake.
 func IsInvalid(err error) bool { return errors.Is(err, errInvalidPut) }

@@ -80,6 +80,11 @@ type Shard struct {
 	snapIndex atomic.Uint64 // of the last snapshot taken or installed
 	snapBytes atomic.Int64  // size of the last snapshot taken
 	limits    Limits
+	// listening is since when this replica leads, silenceSeen when it last looked
+	// for silent devices, both in the term listenTerm; owned by lead.
+	listening, silenceSeen time.Time
+	listenTerm             uint64
+
 	onLead    func(*Shard) // after winning an election; must not block
 	interrupt func()       // ends waits of the transport, before raft stops
 	ask       Asker        // nil: raft's own word is taken for leadership
@@ -256,6 +261,31 @@ func (s *Shard) leaderTick(ctx context.Context, now time.Time) {
 	}
 	s.flush.decide(ctx, now)
 	s.expireQuarantine(ctx, now)
+	s.noticeSilence(ctx, now)
+}
+
+// silenceCheck is how often a leader looks for devices that should have
+// reported: a minute at least is late in any case.
+const silenceCheck = 5 * time.Second
+
+// noticeSilence proposes the clock when a device has been silent for too long.
+func (s *Shard) noticeSilence(ctx context.Context, now time.Time) {
+	if term := s.readable.Load(); s.listenTerm != term {
+		s.listenTerm, s.listening, s.silenceSeen = term, now, now
+	}
+	if now.Sub(s.silenceSeen) < silenceCheck {
+		return
+	}
+	s.silenceSeen = now
+	since := s.listening.UnixMicro()
+	s.fsm.mu.Lock()
+	due := s.fsm.silentDue(now.UnixMicro(), since)
+	s.fsm.mu.Unlock()
+	if due {
+		if _, err := s.Call(ctx, timeEntry(now.UnixMicro(), since)); err != nil {
+			s.logger.Debug("silent devices not noticed", "err", err)
+		}
+	}
 }
 
 // barrier makes sure, once per leadership, that everything earlier leaders
@@ -277,7 +307,7 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 	due := len(q.items) > 0 && now.UnixMicro()-q.items[0].Received > quarantineAge
 	s.fsm.mu.Unlock()
 	if due {
-		if _, err := s.Call(ctx, timeEntry(now.UnixMicro())); err != nil {
+		if _, err := s.Call(ctx, timeEntry(now.UnixMicro(), 0)); err != nil {
 			s.logger.Debug("quarantine not expired", "err", err)
 		}
 	}

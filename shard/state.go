@@ -10,7 +10,7 @@ import (
 )
 
 // stateVersion is the format version of a snapshot's state.
-const stateVersion = 4
+const stateVersion = 5
 
 // appendHead encodes what is small and bounded; appendState's other parts follow
 // in sections of their own.
@@ -22,6 +22,7 @@ func (m *machine) appendHead(b []byte) []byte {
 	b = wire.AppendUint(b, m.index)
 	b = wire.AppendUint(b, m.term)
 	b = wire.AppendInt(b, m.now)
+	b = wire.AppendFloat(b, m.target)
 	for _, n := range [...]uint64{m.counts.Applied, m.counts.Duplicate, m.counts.Quarantined, m.counts.Flushed, m.counts.Nulls, m.counts.Repeats} {
 		b = wire.AppendUint(b, n)
 	}
@@ -42,6 +43,11 @@ func (m *machine) decodeHead(r *wire.Reader) error {
 	}
 	m.origins, m.alerts = origins{}, newAlerts()
 	m.index, m.term, m.now = r.Uint(), r.Uint(), r.Int()
+	if target := r.Float(); r.Err() == nil {
+		if err := m.setTarget(target); err != nil {
+			return fmt.Errorf("detector's target: %w", err)
+		}
+	}
 	for _, n := range [...]*uint64{&m.counts.Applied, &m.counts.Duplicate, &m.counts.Quarantined, &m.counts.Flushed, &m.counts.Nulls, &m.counts.Repeats} {
 		*n = r.Uint()
 	}

@@ -24,6 +24,7 @@ type stateView struct {
 	quarantine quarantine
 	names      []string
 	devices    slabView[device]
+	watches    slabView[watch]
 	series     slabView[series]
 	states     slabView[anomaly.State]
 	touched    []uint32
@@ -37,7 +38,7 @@ func (m *machine) view() *stateView {
 	g := m.registry
 	return &stateView{
 		head: m.appendHead(nil), dups: m.dups.clone(), quarantine: quarantine{items: slices.Clone(m.quarantine.items), next: m.quarantine.next},
-		names: g.names, devices: g.devices.view(), series: g.series.view(), states: g.states.view(),
+		names: g.names, devices: g.devices.view(), watches: g.watches.view(), series: g.series.view(), states: g.states.view(),
 		touched: slices.Clone(m.touched), index: m.index, lock: &m.mu, registry: g,
 	}
 }
@@ -47,6 +48,7 @@ func (v *stateView) release() {
 	v.lock.Lock()
 	defer v.lock.Unlock()
 	v.registry.devices.release()
+	v.registry.watches.release()
 	v.registry.series.release()
 	v.registry.states.release()
 }
@@ -116,8 +118,10 @@ func (v *stateView) write(w io.Writer) error {
 func (v *stateView) appendDevices(b []byte, from, to uint32) []byte {
 	for i := from; i < to; i++ {
 		b = v.devices.at(i).append(b)
+		b = v.watches.at(i).append(b)
 	}
 	v.devices.pass(to)
+	v.watches.pass(to)
 	return b
 }
 

@@ -25,6 +25,8 @@ type Device struct {
 	Attributes []telemetry.Attribute
 	Latest     []Latest
 	Open       []telemetry.Anomaly // open anomalies
+	// MaintenanceUntil is the end of the latest maintenance, in receive time; 0 for none.
+	MaintenanceUntil int64
 }
 
 // Latest is the latest reading of a sensor by event time.
@@ -77,7 +79,11 @@ func (m *machine) describe(i uint32, full bool) Device {
 		if s.known {
 			out.Latest = append(out.Latest, Latest{Sensor: m.registry.names[s.sensor], Time: s.time, Value: s.value, Score: s.score, Quality: s.quality})
 		}
-		if a := m.alerts.at(s.alert); a != nil {
+	}
+	w := m.registry.watches.peek(i)
+	out.MaintenanceUntil = w.until
+	for _, seq := range [...]uint64{w.alert, w.silent} {
+		if a := m.alerts.at(seq); a != nil {
 			out.Open = append(out.Open, a.Anomaly)
 		}
 	}

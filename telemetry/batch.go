@@ -78,7 +78,7 @@ type DeviceUpdate struct {
 type Anomaly struct {
 	ID       string // "<shard>-<log index of the opening>-<position in that entry>"
 	Device   string
-	Sensor   string
+	Sensor   string  // the one with the largest share; "" for missing data
 	Opened   int64   // device time of the reading that opened it
 	Closed   int64   // 0 while open
 	Severity float64 // 0..100, the worst so far
@@ -87,4 +87,9 @@ type Anomaly struct {
 	Expected float64
 	Low      float64 // band around Expected
 	High     float64
+	// Shares is each sensor's share of the surprise, "temperature 0.62, pressure
+	// 0.38", "" for one sensor; Normal that an operator said so. Both are known to
+	// the shard that lists the anomaly, not to the store.
+	Shares string
+	Normal bool
 }

@@ -10,8 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
-	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/cluster/gossip"
 	"github.com/sluice-iot/sluice/cluster/meta"
@@ -325,6 +325,10 @@ func apiDevice(d *shard.Device) api.Device {
 	for _, l := range d.Latest {
 		out.Latest = append(out.Latest, api.ReadingOf(&store.Point{Time: l.Time, Sensor: l.Sensor, Value: l.Value, Score: l.Score, Quality: l.Quality}))
 	}
+	if d.MaintenanceUntil > time.Now().UnixMicro() {
+		until := api.Time(d.MaintenanceUntil)
+		out.MaintenanceUntil = &until
+	}
 	for i := range d.Open {
 		out.Anomalies = append(out.Anomalies, api.AnomalyOf(&d.Open[i]))
 	}
@@ -460,19 +464,3 @@ type notFound struct{ error }
 
 // Is makes errors.Is(err, api.ErrNotFound) true.
 func (notFound) Is(target error) bool { return target == api.ErrNotFound }
-
-// publishEvents hands anomaly events to the streams of this node.
-func publishEvents(hub *api.Hub) func([]shard.Event) {
-	return func(events []shard.Event) {
-		for i := range events {
-			kind := api.EventOpened
-			switch events[i].Transition {
-			case anomaly.Updated:
-				kind = api.EventChanged
-			case anomaly.Closed:
-				kind = api.EventClosed
-			}
-			hub.Publish(kind, events[i].Anomaly)
-		}
-	}
-}

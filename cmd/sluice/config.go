@@ -35,6 +35,7 @@ type Config struct {
 	Archive ArchiveConfig `yaml:"archive"`
 	Flush   FlushConfig   `yaml:"flush"`
 	WAL     WALConfig     `yaml:"wal"`
+	Alerts  AlertsConfig  `yaml:"alerts"`
 	Log     LogConfig     `yaml:"log"`
 	Debug   DebugConfig   `yaml:"debug"`
 }
@@ -353,6 +354,9 @@ func (c *Config) Validate() error {
 	}
 	if err := c.WAL.Encryption.validate(); err != nil {
 		problem("wal.encryption", "%v", err)
+	}
+	if err := c.Alerts.Webhook.validate(); err != nil {
+		problem("alerts.webhook", "%v", err)
 	}
 	if host, _, err := net.SplitHostPort(c.Debug.Listen); c.Debug.Listen != "" && (err != nil || !net.ParseIP(host).IsLoopback()) {
 		problem("debug.listen", "%q is not host:port on loopback (profiles show what is in memory): use 127.0.0.1:6060", c.Debug.Listen)

@@ -17,6 +17,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/sluice-iot/sluice/alerts/webhook"
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/backlog"
@@ -57,6 +58,7 @@ type node struct {
 	pubsub   *pubsub.Hub        // from node to node, for subscribers
 	hub      *api.Hub           // live anomaly events
 	feed     *anomalyFeed
+	webhook  *webhook.Sender               // nil when none is configured
 	broker   atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
 
 	damage  error                  // what ended the life before this one, nil for the first
@@ -202,7 +204,10 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, publishEvents(n.hub))
+	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, publishEvents(n.hub), n.announce)
+	if err := n.openAlerts(); err != nil {
+		return nil, err
+	}
 	n.feed.receive()
 	n.host, err = shard.OpenHost(n.logger, n.registry, shard.HostConfig{
 		Self: n.identity.Peer(), Dir: filepath.Join(n.cfg.Node.Data, "shards"),
@@ -227,6 +232,9 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	})
 	var watch sync.WaitGroup // over what uses the host
 	watch.Go(func() { n.feed.run(ctx) })
+	if n.webhook != nil {
+		watch.Go(func() { n.webhook.Run(ctx) })
+	}
 	watch.Go(func() { n.host.Run(ctx, n.router) })
 	n.peers.serveShards(ctx, n.host)
 	n.serveRefused()
@@ -253,7 +261,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 func (n *node) serveHTTP(ctx context.Context) (func() error, error) {
 	b := &backend{node: n, storeID: n.stores.name}
 	srv, err := api.New(n.logger, n.registry, api.Config{Node: n.identity.Node(), Version: version}, api.Backend{
-		Ingest: n.intake, Cluster: b, Reader: b, Attributes: b, Quarantine: b, Events: n.hub, Database: n.asDatabase(), Gatherer: n.registry,
+		Ingest: n.intake, Cluster: b, Reader: b, Attributes: b, Quarantine: b, Events: n.hub, Watch: b, Database: n.asDatabase(), Gatherer: n.registry,
 	})
 	if err != nil {
 		return nil, err

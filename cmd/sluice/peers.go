@@ -126,6 +126,7 @@ type anomalyFeed struct {
 	peers  *peers
 	others func() []string
 	local  func([]shard.Event)
+	led    func([]shard.Event) // only those of shards led here
 	queue  chan []shard.Event
 }
 
@@ -133,8 +134,8 @@ type anomalyFeed struct {
 // are dropped from the live feed (the lists have them all).
 const feedQueueMax = 1024
 
-func newAnomalyFeed(logger *slog.Logger, p *peers, others func() []string, local func([]shard.Event)) *anomalyFeed {
-	return &anomalyFeed{logger: logger, peers: p, others: others, local: local, queue: make(chan []shard.Event, feedQueueMax)}
+func newAnomalyFeed(logger *slog.Logger, p *peers, others func() []string, local, led func([]shard.Event)) *anomalyFeed {
+	return &anomalyFeed{logger: logger, peers: p, others: others, local: local, led: led, queue: make(chan []shard.Event, feedQueueMax)}
 }
 
 // emit implements shard.Deps.Emit: it never blocks.
@@ -153,6 +154,7 @@ func (f *anomalyFeed) run(ctx context.Context) {
 			return
 		case events := <-f.queue:
 			f.local(events)
+			f.led(events)
 			b, err := json.Marshal(events)
 			if err != nil {
 				f.logger.Error("encode anomaly events", "err", err)

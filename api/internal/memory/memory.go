@@ -36,16 +36,17 @@ type Hooks struct {
 type Cluster struct {
 	*api.Hub
 
-	mu         sync.Mutex
-	hooks      Hooks
-	points     map[string][]store.Point // by device, sorted by Compare, unique
-	quarantine map[string]api.Quarantined
-	anomalies  map[string]telemetry.Anomaly
-	counts     api.LedgerCounts
-	initiated  bool
-	attributes map[string]api.DeviceAttributes
-	puts       map[[16]byte]putAnswer
-	next       int
+	mu          sync.Mutex
+	hooks       Hooks
+	points      map[string][]store.Point // by device, sorted by Compare, unique
+	quarantine  map[string]api.Quarantined
+	anomalies   map[string]telemetry.Anomaly
+	counts      api.LedgerCounts
+	initiated   bool
+	attributes  map[string]api.DeviceAttributes
+	maintenance map[string]int64
+	puts        map[[16]byte]putAnswer
+	next        int
 }
 
 // New makes an empty cluster.
@@ -56,13 +57,13 @@ func New() (*Cluster, error) {
 	}
 	return &Cluster{
 		Hub: hub, points: map[string][]store.Point{}, quarantine: map[string]api.Quarantined{},
-		anomalies: map[string]telemetry.Anomaly{}, attributes: map[string]api.DeviceAttributes{}, puts: map[[16]byte]putAnswer{},
+		anomalies: map[string]telemetry.Anomaly{}, attributes: map[string]api.DeviceAttributes{}, puts: map[[16]byte]putAnswer{}, maintenance: map[string]int64{},
 	}, nil
 }
 
 // Backend is the cluster as the server wants it.
 func (c *Cluster) Backend() api.Backend {
-	return api.Backend{Ingest: ingest{c}, Cluster: c, Reader: c, Attributes: c, Quarantine: c, Events: c.Hub}
+	return api.Backend{Ingest: ingest{c}, Cluster: c, Reader: c, Attributes: c, Quarantine: c, Events: c.Hub, Watch: c}
 }
 
 // Hook sets the hooks.

@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/sluice-iot/sluice/alerts/webhook"
+	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/shard"
+)
+
+// AlertsConfig is who is told of anomalies besides the API and MQTT.
+type AlertsConfig struct {
+	Webhook WebhookConfig `yaml:"webhook"`
+}
+
+// WebhookConfig is a receiver of anomaly events.
+type WebhookConfig struct {
+	URL         string        `yaml:"url"`          // empty: none
+	Secret      string        `yaml:"secret"`       // key of the signature, 16 bytes or more
+	SeverityMin int           `yaml:"severity_min"` // anomalies below it are not sent
+	Attempts    int           `yaml:"attempts"`     // until an event is a dead letter; 0: 8
+	Timeout     time.Duration `yaml:"timeout"`      // of one attempt; 0: 10s
+	DeadLetters string        `yaml:"dead_letters"` // file; empty: webhook.dead under node.data
+}
+
+func (c *WebhookConfig) config(data string) webhook.Config {
+	out := webhook.Config{URL: c.URL, Secret: c.Secret, SeverityMin: float64(c.SeverityMin), Attempts: c.Attempts, Timeout: c.Timeout, DeadLetters: c.DeadLetters}
+	if out.DeadLetters == "" {
+		out.DeadLetters = filepath.Join(data, "webhook.dead")
+	}
+	return out
+}
+
+func (c *WebhookConfig) validate() error {
+	if c.URL == "" {
+		return nil
+	}
+	w := c.config(".")
+	return w.Validate()
+}
+
+// Maintain implements api.Watch.
+func (b *backend) Maintain(ctx context.Context, device string, until int64) error {
+	return unavailable(b.node.router.Maintain(ctx, device, until))
+}
+
+// Normal implements api.Watch.
+func (b *backend) Normal(ctx context.Context, id string) error {
+	return unavailable(b.node.router.Normal(ctx, id))
+}
+
+// Target implements api.Watch.
+func (b *backend) Target(ctx context.Context, perMonth float64) error {
+	err := b.node.router.Target(ctx, perMonth)
+	if shard.IsInvalid(err) {
+		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	return unavailable(err)
+}
+
+// publishEvents hands anomaly events to the streams of this node.
+func publishEvents(hub *api.Hub) func([]shard.Event) {
+	return func(events []shard.Event) {
+		for i := range events {
+			hub.Publish(kindOf(&events[i]), events[i].Anomaly)
+		}
+	}
+}
+
+func kindOf(e *shard.Event) api.EventKind {
+	switch e.Transition {
+	case anomaly.Updated:
+		return api.EventChanged
+	case anomaly.Closed:
+		return api.EventClosed
+	}
+	return api.EventOpened
+}
+
+// openAlerts prepares the webhook, if one is configured.
+func (n *node) openAlerts() error {
+	if n.cfg.Alerts.Webhook.URL == "" {
+		return nil
+	}
+	s, err := webhook.New(n.logger, n.registry, n.cfg.Alerts.Webhook.config(n.cfg.Node.Data))
+	if err != nil {
+		return fmt.Errorf("alerts.webhook: %w", err)
+	}
+	n.webhook = s
+	return nil
+}
+
+// mqttEvent is the payload of a message on anomalies/{device_id}.
+type mqttEvent struct {
+	Event   api.EventKind `json:"event"`
+	Anomaly api.Anomaly   `json:"anomaly"`
+}
+
+// anomalyTopic begins the topics of anomalies; the device id follows.
+const anomalyTopic = "anomalies/"
+
+// announce tells the world outside of the events of shards that this node leads.
+func (n *node) announce(events []shard.Event) {
+	for i := range events {
+		e := &events[i]
+		kind, a := kindOf(e), api.AnomalyOf(&e.Anomaly)
+		if err := errors.Join(n.announceMQTT(kind, &a), n.announceWebhook(kind, &a)); err != nil {
+			n.logger.Error("encode anomaly event", "err", err)
+		}
+	}
+}
+
+func (n *node) announceMQTT(kind api.EventKind, a *api.Anomaly) error {
+	if n.broker.Load() == nil || !n.pubsub.Wanted() { // the broker comes last: whoever sees it sees the hub
+		return nil
+	}
+	payload, err := json.Marshal(mqttEvent{kind, *a})
+	if err != nil {
+		return err
+	}
+	n.pubsub.Publish(&session.Message{Topic: anomalyTopic + a.DeviceID, Payload: payload, QoS: 1})
+	return nil
+}
+
+func (n *node) announceWebhook(kind api.EventKind, a *api.Anomaly) error {
+	if n.webhook == nil {
+		return nil
+	}
+	b, err := json.Marshal(a)
+	if err != nil {
+		return err
+	}
+	n.webhook.Send(webhook.Event{Kind: string(kind), ID: a.ID, Severity: float64(a.Severity), Grade: a.Grade, Anomaly: b})
+	return nil
+}

@@ -1,0 +1,179 @@
+package shard
+
+import (
+	"errors"
+	"testing"
+
+	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// feedCalm lets a device report so many messages of quiet noise, a minute apart,
+// and returns the time of the last.
+func feedCalm(r *rig, device string, from int64, n int, sensors int) int64 {
+	at := from
+	for i := range n {
+		at += 60 * second
+		values := make([]float64, sensors)
+		for k := range values {
+			values[k] = 20 + float64((i+31*k)*7919%13)/10
+		}
+		r.block(message(device, at, values...))
+	}
+	return at
+}
+
+func named(events []Event, cause string, t anomaly.Transition) *telemetry.Anomaly {
+	for i := range events {
+		if events[i].Anomaly.Cause == cause && events[i].Transition == t {
+			return &events[i].Anomaly
+		}
+	}
+	return nil
+}
+
+func TestSensorsThatBreakTogetherAreOneAnomalyWithShares(t *testing.T) {
+	r := newRig(t)
+	at := feedCalm(r, "d1", epoch2026, 2000, 3)
+	r.takeEvents()
+	for range 3 {
+		at += 60 * second
+		r.block(message("d1", at, 95, 95, 20.3))
+	}
+	opened := 0
+	var last telemetry.Anomaly
+	for _, e := range r.takeEvents() {
+		if e.Transition == anomaly.Opened {
+			opened++
+		}
+		last = e.Anomaly
+	}
+	if opened != 1 || last.Shares == "" || last.Severity < 50 {
+		t.Fatalf("%d anomalies opened, the last is %+v", opened, last)
+	}
+	d, err := (&Shard{fsm: &fsm{machine: r.machine}}).Device("d1")
+	if err != nil || len(d.Open) != 1 || d.Open[0].ID != last.ID {
+		t.Errorf("device %+v, error %v, want its open anomaly", d.Open, err)
+	}
+}
+
+// A device is missed when it stays away for three times its usual gap, once, and
+// back with its next message. Nobody is missed before the rate is known.
+func TestSilenceIsOneAnomalyUntilTheDeviceReports(t *testing.T) {
+	r := newRig(t)
+	at := feedCalm(r, "d1", epoch2026, 100, 1)
+	r.block(message("new", at, 20))
+	received := at + 5_000
+	for _, c := range []struct {
+		after int64
+		due   bool
+	}{{60 * second, false}, {179 * second, false}, {181 * second, true}} {
+		if got := r.silentDue(received+c.after, epoch2026); got != c.due {
+			t.Fatalf("%d s after the last message: due %v, want %v", c.after/second, got, c.due)
+		}
+	}
+	if r.silentDue(received+200*second, received+100*second) {
+		t.Error("due although the leader has listened for 100 s only")
+	}
+	r.takeEvents()
+	r.entry(timeEntry(received+300*second, epoch2026))
+	a := named(r.takeEvents(), "missing data", anomaly.Opened)
+	if a == nil || a.Device != "d1" || a.Value != 300 || a.Expected != 60 || a.High != 180 {
+		t.Fatalf("anomaly %+v, want d1 missing for 300 s, usually 60", a)
+	}
+	r.entry(timeEntry(received+900*second, epoch2026))
+	if ev := r.takeEvents(); len(ev) > 0 {
+		t.Errorf("noticed twice: %+v", ev)
+	}
+	copied := restoreMachine(t, r.snapshotBytes())
+	if copied.digest() != r.digest() {
+		t.Error("the restored state differs")
+	}
+	r.block(message("d1", at+1000*second, 20))
+	if c := named(r.takeEvents(), "missing data", anomaly.Closed); c == nil || c.ID != a.ID || c.Closed == 0 {
+		t.Errorf("closed %+v", c)
+	}
+	if r.silentDue(at+1100*second, epoch2026) {
+		t.Error("missed again right after it came back")
+	}
+}
+
+func TestMaintenanceRaisesNothing(t *testing.T) {
+	r := newRig(t)
+	at := feedCalm(r, "d1", epoch2026, 2000, 1)
+	r.takeEvents()
+	if res := r.entry(maintenanceEntry("d1", at+3600*second)); res != nil {
+		t.Fatal(res)
+	}
+	if err, ok := r.entry(maintenanceEntry("d9", 1)).(error); !ok || !errors.Is(err, ErrNotFound) {
+		t.Errorf("a device that is not known: %v", err)
+	}
+	r.block(message("d1", at+60*second, 95))
+	if r.silentDue(at+3000*second, epoch2026) {
+		t.Error("silence is due under maintenance")
+	}
+	for i := range 60 {
+		r.block(message("d1", at+int64(i+2)*60*second, 20.3))
+	}
+	if ev := r.takeEvents(); len(ev) > 0 {
+		t.Fatalf("events under maintenance: %+v", ev)
+	}
+	at = feedCalm(r, "d1", at+63*60*second, 1500, 1)
+	r.takeEvents()
+	r.block(message("d1", at+60*second, 500))
+	if ev := r.takeEvents(); len(ev) != 1 || ev[0].Transition != anomaly.Opened {
+		t.Errorf("behind the maintenance: %+v", ev)
+	}
+}
+
+// What an operator calls normal closes, and comes back with less.
+func TestNormalClosesAndLowersThePattern(t *testing.T) {
+	first := map[bool]float64{}
+	for _, told := range []bool{false, true} {
+		r := newRig(t)
+		at := feedCalm(r, "d1", epoch2026, 2000, 1)
+		r.takeEvents()
+		r.block(message("d1", at+60*second, 26))
+		ev := r.takeEvents()
+		if len(ev) != 1 || ev[0].Transition != anomaly.Opened {
+			t.Fatalf("events %+v", ev)
+		}
+		if told {
+			if res := r.entry(normalEntry(ev[0].ID)); res != nil {
+				t.Fatal(res)
+			}
+			closed := r.takeEvents()
+			if len(closed) != 1 || closed[0].Transition != anomaly.Closed || !closed[0].Anomaly.Normal || closed[0].ID != ev[0].ID {
+				t.Fatalf("events %+v", closed)
+			}
+			if err, ok := r.entry(normalEntry("3-1-1")).(error); !ok || !errors.Is(err, ErrNotFound) {
+				t.Errorf("an anomaly that is not listed: %v", err)
+			}
+		}
+		at = feedCalm(r, "d1", at+60*second, 3000, 1)
+		r.block(message("d1", at+60*second, 26))
+		d, err := (&Shard{fsm: &fsm{machine: r.machine}}).Device("d1")
+		if err != nil {
+			t.Fatal(err)
+		}
+		first[told] = float64(d.Latest[0].Score)
+	}
+	if !(first[true] < first[false]) {
+		t.Errorf("the same spike scores %v after the word of an operator, %v without", first[true], first[false])
+	}
+}
+
+// The target is part of the state: a restored replica raises as often.
+func TestTargetIsReplicated(t *testing.T) {
+	r := newRig(t)
+	if err, ok := r.entry(targetEntry(-1)).(error); !ok {
+		t.Errorf("a target below zero: %v", err)
+	}
+	if res := r.entry(targetEntry(25)); res != nil {
+		t.Fatal(res)
+	}
+	copied := restoreMachine(t, r.snapshotBytes())
+	if got := copied.detector.Params().AlarmsPerDeviceMonth; got != 25 || copied.digest() != r.digest() {
+		t.Errorf("restored target %v, want 25", got)
+	}
+}
