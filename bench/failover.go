@@ -63,6 +63,7 @@ type FailoverKill struct {
 	Max    float64   `json:"max_ms"`
 	Slow   string    `json:"slowest_device"`
 	SlowTo uint32    `json:"slowest_shard"`
+	Others float64   `json:"others_p50_ms"` // the control: what the machine did to everybody
 }
 
 const (
@@ -138,7 +139,7 @@ func RunFailover(ctx context.Context, cfg FailoverConfig) (out *Failover, err er
 		}
 		out.Each = append(out.Each, *kill)
 		all.add(s)
-		fmt.Fprintf(cfg.Progress, "kill %d of %d: %s led %d shards, acknowledged again after %.0f ms (median), %.0f ms (longest); it was dead after %.0f ms\n", k+1, cfg.Kills, kill.Node, kill.Led, kill.P50, kill.Max, kill.Dying)
+		fmt.Fprintf(cfg.Progress, "kill %d of %d: %s led %d shards, acknowledged again after %.0f ms (median), %.0f ms (longest); it was dead after %.0f ms, others waited %.0f ms\n", k+1, cfg.Kills, kill.Node, kill.Led, kill.P50, kill.Max, kill.Dying, kill.Others)
 	}
 	out.LoadAfter = loadAverage()
 	out.Affected, out.Led, out.Connected, out.Others = gapsOf(slices.Concat(all.led, all.connected)), gapsOf(all.led), gapsOf(all.connected), gapsOf(all.others)
@@ -242,7 +243,7 @@ func killOne(ctx context.Context, c *devcluster.Cluster, clients []*watcher, vic
 			kill.Max, kill.Slow, kill.SlowTo = ms(gap), w.Device, uint32(w.shard)
 		}
 	}
-	kill.P50 = gapsOf(affected).P50
+	kill.P50, kill.Others = gapsOf(affected).P50, gapsOf(slices.Clone(s.others)).P50
 	if err := victim.Start(); err != nil {
 		return nil, nil, err
 	}
@@ -283,11 +284,14 @@ func settled(ctx context.Context, c *devcluster.Cluster) (map[telemetry.ShardID]
 	var last map[telemetry.ShardID]telemetry.NodeID
 	since := time.Now()
 	for end := time.Now().Add(settleMax); time.Now().Before(end); {
+		asked := time.Now()
 		now, err := leadersOf(ctx, c)
-		if err == nil && !mapsEqual(now, last) {
+		switch {
+		case err != nil, time.Since(asked) > settledFor/2: // an answer that took long tells of a while ago
+			last, since = nil, time.Now()
+		case !mapsEqual(now, last):
 			last, since = now, time.Now()
-		}
-		if err == nil && time.Since(since) >= settledFor {
+		case time.Since(since) >= settledFor:
 			return now, nil
 		}
 		select {
