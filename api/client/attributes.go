@@ -20,11 +20,8 @@ type Precondition struct {
 // Attributes reads a device's attributes and their entity tag, never stale
 // ones; api.ErrNotFound when the device is not known.
 func (c *Client) Attributes(ctx context.Context, device string) (attributes map[string]string, etag string, err error) {
-	attributes, res, err := c.attributes(ctx, &call{method: http.MethodGet, path: attributesPath(device)})
-	if err != nil {
-		return nil, "", err
-	}
-	return attributes, res.Header.Get("ETag"), nil
+	attributes, etag, _, err = c.attributes(ctx, &call{method: http.MethodGet, path: attributesPath(device)})
+	return attributes, etag, err
 }
 
 // PutAttributes replaces a device's attributes and returns their new entity
@@ -46,27 +43,24 @@ func (c *Client) PutAttributes(ctx context.Context, device string, attributes ma
 	if when.IfNoneMatch != "" {
 		header.Set("If-None-Match", when.IfNoneMatch)
 	}
-	_, res, err := c.attributes(ctx, &call{method: http.MethodPut, path: attributesPath(device), body: body, header: header})
-	if err != nil {
-		return "", false, err
-	}
-	return res.Header.Get("ETag"), res.StatusCode == http.StatusCreated, nil
+	_, etag, status, err := c.attributes(ctx, &call{method: http.MethodPut, path: attributesPath(device), body: body, header: header})
+	return etag, status == http.StatusCreated, err
 }
 
 func attributesPath(device string) string {
 	return "/api/v1/devices/" + url.PathEscape(device) + "/attributes"
 }
 
-func (c *Client) attributes(ctx context.Context, r *call) (map[string]string, *http.Response, error) {
+func (c *Client) attributes(ctx context.Context, r *call) (out map[string]string, etag string, status int, err error) {
 	res, err := c.do(ctx, r)
 	if err != nil {
-		return nil, nil, err
+		return nil, "", 0, err
 	}
 	defer func() { _ = res.Body.Close() }()
-	out := map[string]string{}
+	out = map[string]string{}
 	if err := json.NewDecoder(res.Body).Decode(&out); err != nil {
-		return nil, nil, fmt.Errorf("read the answer to %s: %w", r, err)
+		return nil, "", 0, fmt.Errorf("read the answer to %s: %w", r, err)
 	}
 	_, _ = io.Copy(io.Discard, io.LimitReader(res.Body, 512)) // the rest of the line, so that the connection is used again
-	return out, res, nil
+	return out, res.Header.Get("ETag"), res.StatusCode, nil
 }
