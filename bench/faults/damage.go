@@ -10,12 +10,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/wal"
 )
 
 // Damage to the log of a stopped node. A node must never serve with a log that
-// has lost entries: it says what is wrong, and either repairs it from its peers
-// or stays off until somebody brings the bytes back.
+// has lost entries: it says what is wrong, sets it aside and is rebuilt from its
+// peers.
 
 // harm is one kind of damage to the bytes of a segment; at is in its used part.
 type harm func(b []byte, at int) []byte
@@ -45,7 +46,10 @@ func damage(h harm) func(context.Context, *Run) error {
 		if err := r.kill(victim); err != nil {
 			return err
 		}
-		path, whole, err := spoil(n.Data, h, r.rng)
+		if err := spoil(n.Data, h, r.rng); err != nil {
+			return err
+		}
+		before, err := r.said(victim, 0)
 		if err != nil {
 			return err
 		}
@@ -53,44 +57,125 @@ func damage(h harm) func(context.Context, *Run) error {
 		if err := n.Start(); err != nil {
 			return err
 		}
-		if err := r.ended(ctx, victim, damageWithin); err != nil {
-			return r.repaired(ctx, victim, err)
+		if err := r.notices(ctx, victim, len(before)); err != nil {
+			return err
 		}
-		said, err := r.logOf(victim)
+		return r.rebuilt(ctx)
+	}
+}
+
+// notices waits until a node has said that it is damaged.
+func (r *Run) notices(ctx context.Context, node, from int) error {
+	n := r.Cluster.Nodes()[node]
+	for end := time.Now().Add(damageWithin); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 50*time.Millisecond) {
+		text, err := r.said(node, from)
 		if err != nil {
 			return err
 		}
-		if !strings.Contains(said, "damage") && !strings.Contains(said, "corrupt") {
+		if strings.Contains(text, "damage") || strings.Contains(text, "corrupt") {
+			return nil
+		}
+		if !n.Running() {
 			return fmt.Errorf("%s has ended over a damaged log without a word about damage", n.ID)
 		}
-		r.note = "refused to start, started with the bytes back"
-		sleep(ctx, away)
-		if err := os.WriteFile(path, whole, 0o600); err != nil {
-			return fmt.Errorf("bring the bytes back: %w", err)
-		}
-		return n.Start()
 	}
+	return fmt.Errorf("%s runs on after %v and has not noticed its damage", n.ID, damageWithin)
 }
 
-// repaired is for a node that runs in spite of its damage: it must have noticed.
-func (r *Run) repaired(ctx context.Context, node int, still error) error {
-	said, err := r.logOf(node)
+// said is what a node has logged from a byte on.
+func (r *Run) said(node, from int) (string, error) {
+	n := r.Cluster.Nodes()[node]
+	b, err := os.ReadFile(filepath.Join(r.dir, n.ID+".log"))
 	if err != nil {
+		return "", fmt.Errorf("read what %s said: %w", n.ID, err)
+	}
+	return string(b[min(from, len(b)):]), nil
+}
+
+// rebuiltMax bounds the repair of a node on a busy machine.
+const rebuiltMax = 2 * time.Minute
+
+// rebuilt waits until every shard has three voters again.
+func (r *Run) rebuilt(ctx context.Context) error {
+	began, why := time.Now(), "no node answers"
+	for time.Since(began) < rebuiltMax && ctx.Err() == nil {
+		if why = r.incomplete(ctx); why == "" {
+			r.note = fmt.Sprintf("rebuilt from its peers after %v", time.Since(began).Round(100*time.Millisecond))
+			return nil
+		}
+		sleep(ctx, 200*time.Millisecond)
+	}
+	return fmt.Errorf("not rebuilt after %v: %s", rebuiltMax, why)
+}
+
+// incomplete says which shard lacks a voter, "" if none does.
+func (r *Run) incomplete(ctx context.Context) string {
+	st, err := r.status(ctx)
+	if err != nil {
+		return err.Error()
+	}
+	for _, s := range st.Shards {
+		voters := 0
+		for _, p := range s.Replicas {
+			if p.Role != api.RoleNonvoter {
+				voters++
+			}
+		}
+		if voters != nodesCount || len(s.Replicas) != nodesCount {
+			return fmt.Sprintf("shard %d has %d voters among %d replicas", s.ID, voters, len(s.Replicas))
+		}
+	}
+	for _, n := range r.Cluster.Nodes() {
+		if !n.Running() {
+			return n.ID + " does not run"
+		}
+	}
+	if len(st.Shards) == 0 {
+		return "no shard is known"
+	}
+	return r.unready(ctx)
+}
+
+// unready says which node does not take publishes, "" if all do.
+func (r *Run) unready(ctx context.Context) string {
+	for _, n := range r.Cluster.Nodes() {
+		cl, err := n.Client()
+		if err != nil {
+			return err.Error()
+		}
+		err = cl.Ready(ctx)
+		cl.Close()
+		if err != nil {
+			return n.ID + ": " + err.Error()
+		}
+	}
+	return ""
+}
+
+// wipe deletes the data directory of a node, as a replaced disk has none.
+func wipe(ctx context.Context, r *Run) error {
+	victim := r.rng.IntN(nodesCount)
+	n := r.Cluster.Nodes()[victim]
+	r.strikes()
+	if err := r.kill(victim); err != nil {
 		return err
 	}
-	if !strings.Contains(said, "damage") && !strings.Contains(said, "corrupt") {
-		return fmt.Errorf("%w and has not noticed its damage", still)
+	if err := os.RemoveAll(n.Data); err != nil {
+		return fmt.Errorf("delete data directory: %w", err)
 	}
-	r.note = "noticed, repaired from peers"
-	return r.Cluster.Nodes()[node].WaitReady(ctx)
+	sleep(ctx, r.upTo(away))
+	if err := n.Start(); err != nil {
+		return err
+	}
+	return r.rebuilt(ctx)
 }
 
 // spoil damages the fullest segment in the older half of what is used, where
-// later group commits prove that it was synced. It returns the bytes of before.
-func spoil(data string, h harm, rng *rand.Rand) (path string, whole []byte, err error) {
+// later group commits prove that it was synced.
+func spoil(data string, h harm, rng *rand.Rand) error {
 	st, err := wal.Stat(data)
 	if err != nil {
-		return "", nil, fmt.Errorf("choose a segment to damage: %w", err)
+		return fmt.Errorf("choose a segment to damage: %w", err)
 	}
 	var best wal.SegmentStats
 	for _, s := range st.Segments {
@@ -100,29 +185,16 @@ func spoil(data string, h harm, rng *rand.Rand) (path string, whole []byte, err 
 	}
 	const header = pageBytes
 	if best.Used < 4*header {
-		return "", nil, errors.New("the log is too small to be damaged")
+		return errors.New("the log is too small to be damaged")
 	}
-	path = filepath.Join(data, "wal", best.Name)
-	if whole, err = os.ReadFile(path); err != nil {
-		return "", nil, fmt.Errorf("damage a segment: %w", err)
+	path := filepath.Join(data, "wal", best.Name)
+	whole, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("damage a segment: %w", err)
 	}
 	at := header + rng.IntN(int(best.Used/2)-header)
-	b := h(append([]byte(nil), whole...), at)
-	if err := os.WriteFile(path, b, 0o600); err != nil {
-		return "", nil, fmt.Errorf("damage a segment: %w", err)
+	if err := os.WriteFile(path, h(whole, at), 0o600); err != nil {
+		return fmt.Errorf("damage a segment: %w", err)
 	}
-	return path, whole, nil
-}
-
-// logOf is what a node has said since its last start.
-func (r *Run) logOf(node int) (string, error) {
-	n := r.Cluster.Nodes()[node]
-	b, err := os.ReadFile(filepath.Join(r.dir, n.ID+".log"))
-	if err != nil {
-		return "", fmt.Errorf("read what %s said: %w", n.ID, err)
-	}
-	// A start begins with the line that tells of the waiting for the cluster or
-	// ends before it: the last lines are those of this start either way.
-	const tailBytes = 16 << 10
-	return string(b[max(0, len(b)-tailBytes):]), nil
+	return nil
 }

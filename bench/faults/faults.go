@@ -31,9 +31,12 @@ func All() []*Fault {
 		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Strike: damage(flipBit)},
 		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Strike: damage(truncateFile)},
 		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Strike: damage(zeroPage)},
+		{ID: "F14", Title: "a node's data directory deleted", Strike: wipe},
+		{ID: "F16", Title: "every node stopped in order and started again, in turn", Strike: rollingRestart},
 		{ID: "F17a", Title: "database killed and restarted", Database: true, Strike: killDatabase},
 		{ID: "F17b", Title: "database paused for 20 s", Database: true, Strike: pauseDatabase},
 		{ID: "F17c", Title: "connections to the database cut within COPY and commit", Database: true, Strike: cutDatabase},
+		{ID: "F19", Title: "every client reconnects to another node at once, three times", Strike: scatterAll},
 	}
 }
 
@@ -193,6 +196,38 @@ func pauseDatabase(ctx context.Context, r *Run) error {
 	r.db.server.Pause()
 	sleep(ctx, 20*time.Second)
 	r.db.server.Resume()
+	return nil
+}
+
+// rollingRestart is an upgrade without the upgrade.
+func rollingRestart(ctx context.Context, r *Run) error {
+	r.strikes()
+	for _, n := range r.Cluster.Nodes() {
+		if err := n.Terminate(); err != nil {
+			return err
+		}
+		if err := n.Start(); err != nil {
+			return err
+		}
+		ready, cancel := context.WithTimeout(ctx, readyMax)
+		err := n.WaitReady(ready)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// scatterAll cuts every client's connection at once, three times.
+func scatterAll(ctx context.Context, r *Run) error {
+	r.strikes()
+	for range 3 {
+		for _, s := range r.fleet.mqtt {
+			s.Switch()
+		}
+		sleep(ctx, time.Second)
+	}
 	return nil
 }
 

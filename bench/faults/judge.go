@@ -350,6 +350,7 @@ func (r *Run) givenBack(ctx context.Context, res *Result) {
 // logs stops the cluster, has every log verified by the program itself, and
 // takes the order of entries from them (C4).
 func (r *Run) logs(ctx context.Context, res *Result, h *History) {
+	r.killBroken()
 	if err := r.Cluster.Stop(ctx); err != nil {
 		res.fail("C8", "stop cluster: %v", err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/sluice-iot/sluice/internal/mutate"
 )
@@ -20,7 +21,8 @@ type Mutation struct {
 // Mutations lists every switch of package mutate.
 func Mutations() []Mutation {
 	return []Mutation{
-		{mutate.AckBeforeFsync, "F4", "C1"},
+		{mutate.AckBeforeFsync, "F4", ""}, // messages are gone, or votes, and then nobody leads
+
 		{mutate.SkipDirFsync, "F4", ""}, // what goes first is drawn: a node that does not start, or messages
 		{mutate.RetryFsync, "F11", "fault: "},
 		{mutate.TruncateOnCorrupt, "F13a", "fault: "},
@@ -43,6 +45,7 @@ type Caught struct {
 func Catch(ctx context.Context, cfg Config, m Mutation) (Caught, error) {
 	c := Caught{Mutation: m, By: "every check passed"}
 	cfg.Environ = append(append([]string(nil), cfg.Environ...), mutate.Env+"="+m.Name)
+	cfg.Patience = brokenPatience
 	for range seedsMax {
 		for _, f := range All() {
 			if f.ID != m.Fault {
@@ -63,6 +66,10 @@ func Catch(ctx context.Context, cfg Config, m Mutation) (Caught, error) {
 	}
 	return c, nil
 }
+
+// brokenPatience is what a cluster that makes a mistake gets: many never come
+// back, which is noticed too.
+const brokenPatience = 30 * time.Second
 
 // seedsMax is how often a mistake may hide: the readers of F8 have to ask a
 // paused leader in the right moment.

@@ -28,6 +28,9 @@ type Config struct {
 	Environ  []string  // added to the nodes' environment
 	Progress io.Writer // a line per step; nil is silent
 	Keep     bool      // keep the directory of a run that passed, too
+	// Patience is how long a cluster may take until it is ready again (default
+	// 90 s, for a busy machine).
+	Patience time.Duration
 }
 
 // Validate returns every problem at once.
@@ -82,7 +85,7 @@ const (
 	shardsCount   = 12
 	warmUp        = 1500 * time.Millisecond
 	baselineSpan  = 2 * time.Second
-	readyMax      = 90 * time.Second // on a busy machine
+	readyMax      = 90 * time.Second // on a busy machine, see Config.Patience
 	backMax       = 60 * time.Second // bound of C7 that no machine excuses
 	rateWindow    = 500 * time.Millisecond
 	rateFraction  = 0.9
@@ -214,7 +217,11 @@ func (r *Run) recover(ctx context.Context, res *Result) {
 
 // ready waits until every shard has a leader on every node that runs.
 func (r *Run) ready(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, readyMax)
+	within := r.cfg.Patience
+	if within == 0 {
+		within = readyMax
+	}
+	ctx, cancel := context.WithTimeout(ctx, within)
 	defer cancel()
 	return r.Cluster.WaitReady(ctx)
 }
@@ -240,6 +247,7 @@ func (r *Run) close() {
 		for _, n := range r.Cluster.Nodes() {
 			_ = n.Signal(syscall.SIGCONT) // one that is stopped cannot end
 		}
+		r.killBroken()
 		if err := r.Cluster.Stop(ctx); err != nil {
 			r.say("stop cluster: %v", err)
 		}
@@ -272,6 +280,19 @@ func (r *Run) endReads() {
 		r.endRead()
 		r.readers.done.Wait()
 		r.ops.done.Wait()
+	}
+}
+
+// killBroken ends the nodes of a cluster that has not come back: in order they
+// would wait for each other.
+func (r *Run) killBroken() {
+	if !r.broken {
+		return
+	}
+	for _, n := range r.Cluster.Nodes() {
+		if n.Running() {
+			_ = n.Kill() // it is gone already, or the stop says so
+		}
 	}
 }
 
