@@ -59,6 +59,10 @@ func (c *conn) answerLocked(p *publish) bool {
 	case p.refusal.Code != 0:
 		what, code, outcome = answerCode, p.refusal, outcomeRefused
 		c.b.refused.Add(1)
+	case p.plain:
+		if what, code, outcome = judge(&p.result); what == answerSuccess {
+			outcome = outcomeLocal
+		}
 	case !p.local:
 		what, code, outcome = judge(&p.result)
 	}
@@ -69,7 +73,6 @@ func (c *conn) answerLocked(p *publish) bool {
 	if outcome == outcomeRefused {
 		c.b.metrics.refused.WithLabelValues("publish", reasonLabel(code)).Inc()
 	}
-	p.deliver = what == answerSuccess && !p.again && outcome != outcomeUnknown
 	if p.QoS == 0 || c.silent || c.dead {
 		return true
 	}
@@ -251,7 +254,7 @@ func (c *conn) onDeadline() {
 // over still reports, and is then only counted.
 func (c *conn) abandonLocked() {
 	for c.fifo.n > 0 {
-		p := c.fifo.pop()
+		p := c.popLocked()
 		p.orphaned = true
 		c.b.answered(1)
 		c.b.metrics.publishes[p.QoS][outcomeUnknown].Inc()

@@ -48,8 +48,8 @@ const (
 	ActionReceive
 )
 
-// Authorizer decides what a client may do. It must not block: it is asked for
-// every packet, under no lock.
+// Authorizer decides what a client may do. It must not block nor call the broker: it
+// is asked for every packet.
 type Authorizer interface {
 	Allow(id Identity, client string, action Action, topic string) bool
 }

@@ -184,7 +184,7 @@ func (c *inside) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func BenchmarkMillionConnections(b *testing.B) {
 	m := newMemory()
 	m.auto = applied
-	br := start(b, Config{ConnectionsMax: 2_000_000, SessionsMax: 2_000_000}, m)
+	br := start(b, Config{ConnectionsMax: 2_000_000}, m)
 	before := memoryInUse()
 	conns := make([]*inside, b.N)
 	begin := time.Now()

@@ -103,7 +103,7 @@ func serveBench(kind string) error {
 		if err != nil {
 			return err
 		}
-		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0", ConnectionsMax: 100_000, SessionsMax: 100_000}, d, hub)
+		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0", ConnectionsMax: 100_000}, d, hub)
 		if err != nil {
 			return err
 		}

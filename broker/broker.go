@@ -15,7 +15,6 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/sluice-iot/sluice/broker/poll"
-	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -43,7 +42,6 @@ type Broker struct {
 	buffers             readBuffers
 	started             time.Time
 	sessions            sessions
-	retained            retained
 	cluster             Cluster
 	subs                subscribers
 	budget              budget
@@ -82,8 +80,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 	cfg = cfg.withDefaults()
 	b := &Broker{log: logger, cfg: cfg, ingest: ingest, cluster: cluster, metrics: m, started: time.Now(),
 		idle: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
-	b.sessions.byID = map[string]*live{}
-	b.retained = retained{max: cfg.RetainedMax, bytesMax: cfg.RetainedBytesMax, kept: map[string]*session.Message{}}
+	b.sessions.byID, b.sessions.early = map[string]*live{}, map[string]uint64{}
 	b.budget.max = cfg.InFlightBytesMax
 	b.connects = rate.NewLimiter(rate.Limit(cfg.Limits.Connects), max(connectBurstMin, int(cfg.Limits.Connects/10)))
 	b.identities, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
@@ -210,7 +207,6 @@ func (b *Broker) Close() error {
 	if already {
 		return nil
 	}
-	b.stopTimers()
 	if b.poller == nil {
 		return nil
 	}
@@ -225,16 +221,6 @@ func (b *Broker) stopListening() {
 		_ = l.Close() // ends accept; closing twice is harmless
 	}
 	b.halfOpen.closeAll()
-}
-
-func (b *Broker) stopTimers() {
-	b.sessions.mu.RLock()
-	defer b.sessions.mu.RUnlock()
-	for _, s := range b.sessions.byID {
-		if s.timer != nil {
-			s.timer.Stop()
-		}
-	}
 }
 
 func (b *Broker) all() []*conn {
@@ -280,7 +266,6 @@ type Stats struct {
 	HalfOpen      int
 	Sessions      int
 	Subscriptions int
-	Retained      int
 	InFlight      int    // publishes handed to ingest and not yet reported
 	InFlightBytes int64  // their bytes
 	Waiting       int64  // payload bytes read and not yet handed over
@@ -291,10 +276,7 @@ type Stats struct {
 
 // Stats returns the figures of this moment.
 func (b *Broker) Stats() Stats {
-	b.retained.mu.Lock()
-	kept := len(b.retained.kept)
-	b.retained.mu.Unlock()
 	return Stats{Connections: int(b.connected.Load()), HalfOpen: b.halfOpen.len(), Sessions: b.sessions.len(),
-		Subscriptions: int(b.subscriptions()), Retained: kept, InFlight: int(b.inFlight.Load()),
+		Subscriptions: int(b.subscriptions()), InFlight: int(b.inFlight.Load()),
 		InFlightBytes: b.budget.used.Load(), Waiting: b.waitBytes.Load(), Accepted: b.accepted.Load(), Acknowledged: b.acked.Load(), Refused: b.refused.Load()}
 }

@@ -62,9 +62,6 @@ type Config struct {
 	// (3.1.1: 3). Default 50,000.
 	ConnectionsMax int
 
-	// SessionsMax bounds connected and disconnected sessions together. Default 100,000.
-	SessionsMax int
-
 	// SessionExpiryMax bounds how long a session outlives its connection; a 3.1.1
 	// client without clean session gets exactly this. Default 24 h.
 	SessionExpiryMax time.Duration
@@ -86,11 +83,6 @@ type Config struct {
 	// QoS 0 messages over it are dropped and counted, control packets over twice of
 	// it end the connection. Default 1 MiB.
 	OutBytesMax int
-
-	// RetainedMax and RetainedBytesMax bound the retained messages of the node.
-	// Defaults 100,000 and 64 MiB.
-	RetainedMax      int
-	RetainedBytesMax int64
 
 	// WriteTimeout ends a connection whose peer takes nothing for this long.
 	// Default 30 s.
@@ -142,15 +134,12 @@ func (c Config) withDefaults() Config {
 	def(&c.ConnectTimeout, 5*time.Second)
 	def(&c.HalfOpenMax, 1024)
 	def(&c.ConnectionsMax, 50_000)
-	def(&c.SessionsMax, 100_000)
 	def(&c.SessionExpiryMax, 24*time.Hour)
 	def(&c.SubscriptionsMax, 1000)
 	def(&c.TopicAliasMax, 32)
 	def(&c.QueueMax, 1000)
 	def(&c.QueueBytesMax, 1<<20)
 	def(&c.OutBytesMax, 1<<20)
-	def(&c.RetainedMax, 100_000)
-	def(&c.RetainedBytesMax, 64<<20)
 	def(&c.WriteTimeout, 30*time.Second)
 	def(&c.ReadBufferBytes, 2<<10)
 	def(&c.IdleAfter, time.Second)
@@ -195,10 +184,9 @@ func (c Config) Validate() error {
 		{"commit_deadline", int64(c.CommitDeadline)}, {"in_flight_bytes_max", c.InFlightBytesMax},
 		{"wait_bytes_max", c.WaitBytesMax}, {"wait_bytes_total", c.WaitBytesTotal},
 		{"connect_timeout", int64(c.ConnectTimeout)}, {"half_open_max", int64(c.HalfOpenMax)},
-		{"connections_max", int64(c.ConnectionsMax)}, {"sessions_max", int64(c.SessionsMax)},
+		{"connections_max", int64(c.ConnectionsMax)},
 		{"subscriptions_max", int64(c.SubscriptionsMax)}, {"queue_max", int64(c.QueueMax)},
 		{"queue_bytes_max", int64(c.QueueBytesMax)}, {"out_bytes_max", int64(c.OutBytesMax)},
-		{"retained_max", int64(c.RetainedMax)}, {"retained_bytes_max", c.RetainedBytesMax},
 		{"write_timeout", int64(c.WriteTimeout)}, {"read_buffer_bytes", int64(c.ReadBufferBytes)},
 		{"idle_after", int64(c.IdleAfter)},
 	} {

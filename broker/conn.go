@@ -45,18 +45,20 @@ type conn struct {
 	aliases   []string
 	will      *session.Message
 	willDelay time.Duration
-	wills     []*session.Message // fell due while the gate was held
-	gated     bool               // holds the client id's gate
-	handling  bool               // inside a handler of ours: a panic is our bug, not hostile input
-	goodbye   bool               // the client sent DISCONNECT 0x00: no will
+	gated     bool // holds the client id's gate
+	handling  bool // inside a handler of ours: a panic is our bug, not hostile input
+	goodbye   bool // the client sent DISCONNECT 0x00: no will
 
-	session *live  // set when the session is established
-	socket  socket // nil: the connection keeps its goroutine while it waits
-	left    bool   // the session has been told that this connection ended
+	ref     session.Ref       // of the session in its shard
+	resumed session.Connected // what there was of it, until the session is established
+	session *live             // set when the session is established
+	socket  socket            // nil: the connection keeps its goroutine while it waits
+	left    bool              // the session has been told that this connection ended
 
 	mu          sync.Mutex
 	changed     sync.Cond // room in the wait list, an empty FIFO, the end of the connection
 	fifo        publishList
+	unrouted    *publish // the first in it that is not on its way to subscribers
 	waiting     publishList
 	waitBytes   int64
 	quota       int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts

@@ -72,16 +72,11 @@ func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets
 	if code := b.willAndIdentity(ctx, c, pk); code != packets.CodeSuccess {
 		return code
 	}
-	c.lockGate()
-	s := b.sessions.get(c.client)
-	replaces := s != nil && s.owner != nil
-	switch {
-	case s != nil && s.identity != c.identity:
-		return packets.ErrNotAuthorized
-	case s == nil && b.sessions.len() >= b.cfg.SessionsMax, !replaces && b.connected.Load() >= int64(b.cfg.ConnectionsMax), b.draining.Load():
+	replaces := b.sessions.get(c.client) != nil
+	if !replaces && b.connected.Load() >= int64(b.cfg.ConnectionsMax) || b.draining.Load() {
 		return packets.ErrServerBusy
 	}
-	return packets.CodeSuccess
+	return b.connectSession(ctx, c)
 }
 
 func (b *Broker) willAndIdentity(ctx context.Context, c *conn, pk *packets.Packet) packets.Code {

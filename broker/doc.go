@@ -6,15 +6,16 @@
 // handed to an Ingest, and answered in publish order when its result arrives, in
 // whatever order results arrive. Everything else is ordinary publish and subscribe
 // among the clients of all nodes; so are subscriptions to telemetry topics, which get
-// a message after its commit. Which node wants what is a Cluster's to know. Sessions,
-// retained messages and wills live in the memory of the node and end with it.
+// a message after its commit. Who wants what, sessions, retained messages and wills
+// are a Cluster's to know and keep: the node holds of a session what its connected
+// client needs.
 //
 // # What it owns
 //
 // The listeners (TCP, TLS, WebSocket, behind a PROXY protocol), a poller, one goroutine
 // per connection that reads (none while a plain TCP connection is idle), at most one
 // pump goroutine per connection while there is something to write, and a timer per
-// disconnected session and per idle connection with a keep-alive. The library
+// idle connection with a keep-alive. The library
 // mochi-mqtt decodes packets; everything else is handled here.
 //
 // # Invariants
@@ -27,7 +28,8 @@
 //     publish); read and waiting <= WaitBytesMax + one packet per connection;
 //   - Ingest and the socket are never called with a lock held, and a result is taken
 //     without waiting for anybody;
-//   - what happens to one client id happens under its gate, one thing at a time.
+//   - what happens to one client id here happens under its gate, one thing at a time;
+//   - a publish is answered when subscribers have it or it is safe for them.
 //
 // # Back-pressure
 //
@@ -39,7 +41,8 @@
 // # What it does not do
 //
 // It parses no payload, knows no shard and keeps nothing on disk. A subscriber that
-// does not read loses messages (counted); a publisher never waits for it.
+// does not read loses messages of QoS 0 (counted) and is cut off when too many others
+// wait for it; a publisher never waits for it.
 //
 // # Failure
 //

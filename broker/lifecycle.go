@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"sync"
 	"time"
 
@@ -22,156 +23,25 @@ func (c *conn) lockGate() {
 	}
 }
 
-// unlockGate also sends the wills that fell due behind the gate.
 func (c *conn) unlockGate() {
-	if !c.gated {
-		return
-	}
-	c.gated = false
-	wills := c.wills
-	c.wills = nil
-	c.b.sessions.gate(c.client).Unlock()
-	for _, m := range wills {
-		c.b.sendWill(c.client, m)
+	if c.gated {
+		c.gated = false
+		c.b.sessions.gate(c.client).Unlock()
 	}
 }
 
-// ephemeral reports whether the session ends with the connection.
-func (c *conn) ephemeral() bool { return c.version == 5 && c.expiry == 0 || c.version < 5 && c.clean }
+// errNotDurable says that a will did not become durable and is to be sent again.
+var errNotDurable = errors.New("the will is not durable yet")
 
-// enter gives c its session, a new one or the one its client id left behind, and
-// reports whether it is the latter. A connection that had it is told and ends. The
-// gate is held from before the identity was compared until CONNACK is under way.
-func (b *Broker) enter(c *conn) (present bool) {
-	s := b.sessions.get(c.client)
-	continues := s != nil && !c.clean && !s.clean3
-	if s != nil && s.owner != nil {
-		s.owner.fail(packets.ErrSessionTakenOver)
-	}
-	if s != nil {
-		b.disarm(s)
-		if !continues {
-			if s.will != nil {
-				c.wills = append(c.wills, s.will) // the session it was delayed for ends here
-			}
-			s.end(b)
-			b.sessions.remove(s)
-		}
-		s.will = nil
-	}
-	if !continues {
-		s = &live{id: c.client, identity: c.identity}
-		b.sessions.put(s)
-	}
-	s.clean3 = c.version < 5 && c.clean
-	s.take(c)
-	return continues
-}
-
-// leave tells the session of c that its connection ended; expire says that the
-// session ends with it. The gate is held.
-func (b *Broker) leave(c *conn, expire bool) {
-	if c.left || c.session == nil {
-		return
-	}
-	c.left = true
-	s := c.session
-	taken := s.owner != c
-	will := c.will
-	if c.goodbye || b.draining.Load() {
-		will = nil // a node that stops defers wills, as the standard allows: its clients are on their way to another
-	}
-	if taken {
-		if will != nil && (c.willDelay == 0 || b.sessions.get(c.client) != s) {
-			c.wills = append(c.wills, will)
-		}
-		return
-	}
-	s.release(c)
-	if expire {
-		if will != nil {
-			c.wills = append(c.wills, will)
-		}
-		s.end(b)
-		b.sessions.remove(s)
-		return
-	}
-	now := time.Now()
-	s.endAt = now.Add(min(c.expiry, b.cfg.SessionExpiryMax))
-	switch {
-	case will != nil && c.willDelay == 0:
-		c.wills = append(c.wills, will)
-	case will != nil:
-		s.will, s.willAt = will, now.Add(c.willDelay)
-	}
-	b.arm(s)
-}
-
-// arm starts the clock of a session whose client is away. The gate is held.
-func (b *Broker) arm(s *live) {
-	at := s.endAt
-	if s.will != nil && s.willAt.Before(at) {
-		at = s.willAt
-	}
-	s.timers++
-	generation := s.timers
-	s.timer = time.AfterFunc(time.Until(at), func() { b.ring(s, generation) })
-}
-
-func (b *Broker) disarm(s *live) {
-	s.timers++
-	if s.timer != nil {
-		s.timer.Stop()
-	}
-}
-
-// ring sends a delayed will and ends a session whose time is over.
-func (b *Broker) ring(s *live, generation uint64) {
-	if !b.track() {
-		return
-	}
-	defer b.running.Done()
-	if will := b.ringLocked(s, generation); will != nil {
-		b.sendWill(s.id, will)
-	}
-}
-
-func (b *Broker) ringLocked(s *live, generation uint64) (will *session.Message) {
-	gate := b.sessions.gate(s.id)
-	gate.Lock()
-	defer gate.Unlock()
-	if s.timers != generation || s.owner != nil {
-		return nil
-	}
-	now := time.Now()
-	over := !now.Before(s.endAt)
-	if s.will != nil && (over || !now.Before(s.willAt)) {
-		will, s.will = s.will, nil
-	}
-	if !over {
-		b.arm(s)
-		return will
-	}
-	s.end(b)
-	b.sessions.remove(s)
-	return will
-}
-
-// sendWill publishes a will that was allowed at CONNECT: on a telemetry topic
-// through the ingest path like any publish, but nobody waits for an answer.
-func (b *Broker) sendWill(client string, m *session.Message) {
-	now := time.Now()
-	if m.Expires > 0 { // the interval counts from the will's publication
-		expiring := *m
-		expiring.Expires += now.UnixMicro()
-		m = &expiring
-	}
+// Will implements pubsub.Local: a will that was allowed at CONNECT is published, on
+// a telemetry topic through the ingest path like any publish.
+func (b *Broker) Will(client string, m *session.Message, done func(error)) {
 	topic := telemetry.ParseTopic(m.Topic)
-	if topic.Kind == telemetry.TopicOther {
-		b.route(m)
+	if topic.Kind == telemetry.TopicOther || m.Retain && len(m.Payload) == 0 {
+		b.cluster.Publish(m, session.Key{}, done)
 		return
 	}
-	pub := &telemetry.Publish{Client: client, Topic: m.Topic, Payload: m.Payload, Received: now.UnixMicro(), QoS: m.QoS}
+	pub := &telemetry.Publish{Client: client, Topic: m.Topic, Payload: m.Payload, Received: time.Now().UnixMicro(), QoS: m.QoS}
 	if topic.Kind == telemetry.TopicDevice {
 		pub.Device = topic.ID
 	}
@@ -183,8 +53,13 @@ func (b *Broker) sendWill(client string, m *session.Message) {
 		b.budget.give(size)
 		what, _, outcome := judge(&r)
 		b.metrics.publishes[m.QoS][outcome].Inc()
-		if what == answerSuccess {
-			b.route(m)
+		switch what {
+		case answerSuccess:
+			b.cluster.Publish(m, session.Key{}, done)
+		case answerNever:
+			done(errNotDurable)
+		default:
+			done(nil) // refused for good
 		}
 	})
 }
@@ -212,4 +87,26 @@ func (b *Broker) willOf(c *conn, pk *packets.Packet) packets.Code {
 		Expires: int64(p.WillProperties.MessageExpiryInterval) * 1_000_000, Props: propsOf(&p.WillProperties)} // expires so long after it is sent
 	c.willDelay = time.Duration(p.WillProperties.WillDelayInterval) * time.Second
 	return packets.CodeSuccess
+}
+
+// Recheck implements pubsub.Local.
+func (b *Broker) Recheck(id telemetry.ShardID) {
+	for _, s := range b.sessions.all() {
+		if b.cluster.ShardOf(s.id) == id {
+			b.cluster.Attach(s.ref)
+		}
+	}
+}
+
+// connectCode is the answer to a CONNECT that the shard did not take.
+func (b *Broker) connectCode(c *conn, err error) packets.Code {
+	switch {
+	case errors.Is(err, session.ErrIdentity):
+		return packets.ErrNotAuthorized
+	case errors.Is(err, session.ErrFull):
+		return packets.ErrQuotaExceeded
+	default:
+		b.log.Debug("session not taken in time", "client", c.client, "err", err)
+		return packets.ErrServerUnavailable
+	}
 }

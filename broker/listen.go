@@ -89,6 +89,7 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 	b.halfOpen.remove(place)
 	if err != nil || code != packets.CodeSuccess {
 		defer b.running.Done()
+		b.leave(c)
 		c.unlockGate()
 		b.turnAway(c, code, err)
 		return
@@ -106,7 +107,7 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 		b.log.Debug("connection ended before its CONNACK", "client", c.client, "err", err)
 	}
 	c.unlockGate()
-	c.session.resume(b, c)
+	c.session.begin(b, c)
 	c.run()
 }
 
@@ -114,7 +115,7 @@ func (b *Broker) serve(ctx context.Context, nc net.Conn, e *Endpoint) {
 func (b *Broker) end(c *conn, err error) {
 	defer b.running.Done()
 	c.lockGate()
-	b.leave(c, c.ephemeral())
+	b.leave(c)
 	c.unlockGate()
 	c.explain(err)
 	b.log.Debug("connection ended", "client", c.client, "remote", c.RemoteAddr().String(), "reason", c.cause.Reason, "err", err)

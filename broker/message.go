@@ -61,12 +61,13 @@ func appendProperties(dst []byte, m *session.Message, ids []uint32, alias uint16
 type outgoing struct {
 	m        *session.Message
 	ids      []uint32 // subscription identifiers
-	seq      uint64
-	id       uint16 // packet id, 0 while queued
+	seq      uint64   // in the queue of a durable session
+	id       uint16   // packet id, 0 while queued
 	qos      byte
 	retain   bool
 	dup      bool
 	released bool // QoS 2: PUBREC was received, PUBREL sent
+	done     bool
 }
 
 // publishLocked encodes o for this connection and gathers it. False means that the

@@ -68,25 +68,36 @@ func (c *conn) handleDisconnect(pk *packets.Packet) verdict {
 	return goodbye
 }
 
-// handlePubrel ends a QoS 2 exchange of the client. It does not wait for anything,
-// so it is answered at once.
+// handlePubrel ends a QoS 2 exchange of the client. It waits for no other answer.
 func (c *conn) handlePubrel(pk *packets.Packet) verdict {
 	if pk.PacketID == 0 {
 		return c.reject(packets.ErrProtocolViolationNoPacketID)
 	}
+	if c.session.received(pk.PacketID) { // not before the shard has forgotten it: the id may come again
+		c.b.cluster.Forget(c.ref, pk.PacketID, func() { c.complete(pk.PacketID, true) })
+		return handled
+	}
+	c.complete(pk.PacketID, false)
+	return handled
+}
+
+// complete answers a PUBREL; known says that the exchange was kept in the shard.
+func (c *conn) complete(id uint16, known bool) {
 	code := packets.Code{Code: packets.ErrPacketIdentifierNotFound.Code}
+	if known {
+		code = packets.CodeSuccess
+	}
 	c.mu.Lock()
-	if c.qos2[pk.PacketID] {
-		delete(c.qos2, pk.PacketID)
+	defer c.mu.Unlock()
+	if c.qos2[id] {
+		delete(c.qos2, id)
 		c.received--
 		code = packets.CodeSuccess
 	}
 	if !c.silent && !c.dead {
-		c.out = c.appendAck(c.out, packets.Pubcomp, pk.PacketID, code)
+		c.out = c.appendAck(c.out, packets.Pubcomp, id, code)
 		c.kickLocked() // a publish may have waited for this id's place
 	}
-	c.mu.Unlock()
-	return handled
 }
 
 // reject ends the connection because of what the client sent.

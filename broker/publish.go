@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"errors"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -21,10 +22,10 @@ type publish struct {
 	bytes    int64
 	state    publishState
 	refusal  packets.Code // set on a publish that the broker itself refuses
-	local    bool         // not telemetry: nothing to commit
+	local    bool         // nothing to commit: refused, or answered before
+	plain    bool         // not telemetry: for subscribers only
 	again    bool         // a QoS 2 publish that was answered before: answer only
-	deliver  bool
-	orphaned bool // the connection gave it up; its result is only counted
+	orphaned bool         // the connection gave it up; its result is only counted
 }
 
 type publishState uint8
@@ -32,7 +33,9 @@ type publishState uint8
 const (
 	publishWaiting publishState = iota
 	publishSubmitted
-	publishDone
+	publishDone    // its result is known
+	publishRouting // on its way to subscribers
+	publishRouted  // may be answered
 )
 
 // publishList is a first-in first-out list of publishes.
@@ -136,10 +139,7 @@ func (c *conn) classify(p *publish) {
 	case len(p.Payload) > c.b.cfg.PayloadBytesMax:
 		p.refuse(codeTooLarge) // 0x95 is not among the codes of an ack
 	case topic.Kind == telemetry.TopicOther, p.retain() && len(p.Payload) == 0: // an empty retained message clears, it is no telemetry
-		p.local = true
-		if p.retain() && !c.b.retained.room(p.special) {
-			p.refuse(codeRetainedFull)
-		}
+		p.plain = true
 	case topic.Kind == telemetry.TopicDevice:
 		p.Device = topic.ID
 	}
@@ -234,6 +234,9 @@ func (c *conn) roomLocked(p *publish) bool {
 func (c *conn) admitLocked(p *publish) {
 	p.state = publishSubmitted
 	c.fifo.push(p)
+	if c.unrouted == nil {
+		c.unrouted = p
+	}
 	c.b.unanswered.Add(1)
 	if p.local {
 		p.state = publishDone
@@ -241,11 +244,42 @@ func (c *conn) admitLocked(p *publish) {
 	}
 }
 
-// submit hands p to the ingest path.
+// popLocked takes the head of the FIFO.
+func (c *conn) popLocked() *publish {
+	p := c.fifo.first
+	if c.unrouted == p {
+		c.unrouted = p.next
+	}
+	return c.fifo.pop()
+}
+
+// submit hands p to the ingest path, or to those who have subscribed.
 func (b *Broker) submit(p *publish) {
 	b.inFlight.Add(1)
-	b.accepted.Add(1)
-	b.ingest.Publish(&p.Publish, p.done)
+	if !p.plain {
+		b.accepted.Add(1)
+		b.ingest.Publish(&p.Publish, p.done)
+		return
+	}
+	c := p.conn
+	if p.QoS < 2 || !c.session.durable {
+		b.cluster.Publish(p.message(), session.Key{}, p.published)
+		return
+	}
+	c.session.numbered(p.PacketID)
+	b.cluster.PublishOnce(c.ref, p.PacketID, p.message(), p.published)
+}
+
+// published takes the outcome of a publish that is no telemetry.
+func (p *publish) published(err error) {
+	switch {
+	case err == nil:
+		p.done(telemetry.Result{Applied: 1})
+	case errors.Is(err, session.ErrFull):
+		p.done(telemetry.Result{Refused: 1, Reason: codeRetainedFull.Reason})
+	default:
+		p.done(telemetry.Result{Unknown: 1, Reason: err.Error()})
+	}
 }
 
 // done takes the result of a publish, from any goroutine, and never blocks.
@@ -254,15 +288,42 @@ func (p *publish) done(r telemetry.Result) {
 	c.mu.Lock()
 	if p.state != publishSubmitted {
 		c.mu.Unlock()
-		c.b.log.Error("ingest reported a publish twice", "client", c.client, "topic", p.Topic)
+		c.b.log.Error("a publish was reported twice", "client", c.client, "topic", p.Topic)
 		return
 	}
 	p.state = publishDone
 	p.result = r
-	if !p.orphaned && c.fifo.first == p {
+	if !p.orphaned && c.unrouted == p {
 		c.kickLocked()
 	}
 	c.mu.Unlock()
 	c.b.inFlight.Add(-1)
 	c.b.budget.give(p.bytes)
+}
+
+// wanted reports whether subscribers are owed p, whose result is known.
+func (p *publish) wanted() bool {
+	if p.local || p.plain || !p.retain() && !p.conn.b.cluster.Wanted() {
+		return false
+	}
+	what, _, _ := judge(&p.result)
+	return what == answerSuccess
+}
+
+// routed takes the outcome of giving committed telemetry to its subscribers.
+func (p *publish) routed(err error) {
+	c := p.conn
+	if err != nil { // what was retained or queued is not certain: the client sends it again
+		c.b.log.Debug("telemetry not given to all its subscribers", "client", c.client, "topic", p.Topic, "err", err)
+		c.b.metrics.dropped.WithLabelValues("not_routed").Inc()
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p.state = publishRouted
+	if err != nil && !errors.Is(err, session.ErrFull) {
+		p.result = telemetry.Result{Unknown: 1, Reason: err.Error()}
+	}
+	if !p.orphaned && c.fifo.first == p {
+		c.kickLocked()
+	}
 }

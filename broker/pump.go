@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sluice-iot/sluice/session"
 )
 
 const (
@@ -19,15 +21,16 @@ const (
 // gathers: a burst of commits costs a connection a few writes, not one per ack.
 func (c *conn) pump() {
 	defer c.b.running.Done()
-	var answered, admitted []*publish
+	var answered, admitted, routes []*publish
 	for {
 		answered, admitted = answered[:0], admitted[:0]
 		c.mu.Lock()
 		c.submitting = false
+		routes = c.routeLocked(routes[:0])
 		answered, admitted = c.settleLocked(answered, admitted)
 		out, shared := c.out, c.shared
 		c.out, c.spare, c.shared, c.sharedBytes = c.spare[:0], nil, nil, 0
-		if len(answered)+len(admitted)+len(out) == 0 {
+		if len(answered)+len(admitted)+len(routes)+len(out) == 0 {
 			c.pumping = false
 			if c.parked {
 				c.out, c.spare = nil, nil // an idle connection keeps no buffers
@@ -46,7 +49,9 @@ func (c *conn) pump() {
 		for _, p := range admitted {
 			c.b.submit(p)
 		}
-		c.routeBefore(answered)
+		for _, p := range routes {
+			c.b.cluster.Publish(p.message(), session.Key{}, p.routed)
+		}
 		if len(out) > 0 {
 			c.write(out, shared, dead)
 		}
@@ -59,8 +64,8 @@ func (c *conn) pump() {
 func (c *conn) settleLocked(answered, admitted []*publish) ([]*publish, []*publish) {
 	for progress := true; progress; {
 		progress = false
-		for c.fifo.n > 0 && c.fifo.first.state == publishDone && c.answerLocked(c.fifo.first) {
-			answered = append(answered, c.fifo.pop())
+		for c.fifo.n > 0 && c.fifo.first.state == publishRouted && c.answerLocked(c.fifo.first) {
+			answered = append(answered, c.popLocked())
 			progress = true
 		}
 		for c.waiting.n > 0 && !c.closing && !c.b.draining.Load() && c.roomLocked(c.waiting.first) {
@@ -134,31 +139,32 @@ func writeWith(nc net.Conn, out []byte, inserts []insert) error {
 	return err
 }
 
-// routeBefore routes what its publisher may rely on as soon as it has the answer: a
-// message that only lives here, and one that is retained.
-func (c *conn) routeBefore(answered []*publish) {
-	for _, p := range answered {
-		if p.deliver && (p.local || p.retain()) {
-			c.b.routePublish(p)
-			p.deliver = false
+// routeLocked lists, in the order of the FIFO, what is committed and owed to
+// subscribers; it is answered when they have it or it is safe for them. Telemetry
+// that nobody wants passes at once.
+func (c *conn) routeLocked(list []*publish) []*publish {
+	for p := c.unrouted; p != nil && p.state == publishDone; p = p.next {
+		c.unrouted = p.next
+		if p.wanted() {
+			p.state = publishRouting
+			list = append(list, p)
+		} else {
+			p.state = publishRouted
 		}
 	}
+	return list
 }
 
-// conclude does what follows an answer: the latency is known, subscribers get what
-// was committed, the drain may be over.
+// conclude does what follows an answer: the latency is known, the drain may be over.
 func (c *conn) conclude(answered []*publish) {
 	if len(answered) == 0 {
 		return
 	}
 	now := time.Now()
 	for _, p := range answered {
-		if p.QoS > 0 && !p.local {
+		if p.QoS > 0 && !p.local && !p.plain {
 			c.b.metrics.ackLatency.Observe(now.Sub(p.at).Seconds())
 			c.b.acked.Add(1)
-		}
-		if p.deliver {
-			c.b.routePublish(p)
 		}
 	}
 	c.b.answered(len(answered))

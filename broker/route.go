@@ -2,44 +2,62 @@ package broker
 
 import (
 	"context"
-	"strings"
-	"sync"
 	"time"
 
 	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
-// Cluster is the other nodes, as far as publish and subscribe are concerned.
+// Cluster is what the brokers of all nodes have in common: who has subscribed to
+// what, and the sessions of all clients, which live in the shards. Nothing of it
+// blocks, but for what takes a context.
 type Cluster interface {
 	// Subscribe announces a filter of a client of this node; announced waits until
 	// every node holds it, and all filters announced before. Each call is undone by
-	// one Unsubscribe. Neither blocks.
+	// one Unsubscribe.
 	Subscribe(filter string) (announced func(context.Context) error)
 	Unsubscribe(filter string)
 	// Wanted reports whether anybody anywhere has subscribed to anything; it costs
 	// next to nothing.
 	Wanted() bool
-	// Publish gives m to the subscribers of all nodes; those of this one through
-	// Broker.Deliver. It does not wait for anybody.
-	Publish(m *session.Message)
+	// Publish gives m to the durable sessions and the connected clients of all nodes,
+	// those of this one through Broker.Deliver, and keeps it if it is retained. done is
+	// called exactly once: with nil when m is safe, with session.ErrFull when it cannot
+	// be retained and went nowhere, or with another error when its fate is unknown. The
+	// key is zero but for PublishOnce.
+	Publish(m *session.Message, key session.Key, done func(error))
+	// Retained lists the retained messages under a filter.
+	Retained(ctx context.Context, filter string) ([]*session.Message, error)
+	Sessions
 }
 
-// routePublish routes p when there is anybody or anything to route it for.
-func (b *Broker) routePublish(p *publish) {
-	if p.retain() || b.cluster.Wanted() {
-		b.route(p.message())
-	}
-}
-
-// route gives m to the subscribers whose filters match, and retains it when its
-// publisher asked for that. It never blocks on a subscriber.
-func (b *Broker) route(m *session.Message) {
-	if m.Retain && !b.retained.store(m) {
-		b.metrics.dropped.WithLabelValues("retained_full").Inc()
-	}
-	if b.cluster.Wanted() && !m.Expired(time.Now().UnixMicro()) {
-		b.cluster.Publish(m)
-	}
+// Sessions is the sessions in their shards. Operations with the Ref of a session
+// that has another owner by now change nothing and end in Broker.Fence.
+type Sessions interface {
+	// Connect takes the session of a client id away from whoever had it.
+	Connect(ctx context.Context, c session.Connect) (session.Connected, error)
+	// Disconnect gives it back; see session.AppendDisconnect.
+	Disconnect(ref session.Ref, will bool, minDelay, expiry time.Duration, sent uint64)
+	// Attach says that the client is still connected.
+	Attach(ref session.Ref)
+	// Change adds and removes subscriptions of a durable session and returns when
+	// nobody routes without them.
+	Change(ctx context.Context, ref session.Ref, add []session.Subscription, remove []string) error
+	// Fetch gets what is queued from a number on. done is called at most once, never
+	// on the caller's goroutine.
+	Fetch(ref session.Ref, from uint64, done func(items []session.Item, last uint64))
+	// Enqueue puts a message into the queue.
+	Enqueue(ref session.Ref, m *session.Message, qos byte, retain bool, ids []uint32)
+	// Ack and Release say what became of a queued message; Release calls done when
+	// that is certain.
+	Ack(ref session.Ref, seq uint64)
+	Release(ref session.Ref, seq uint64, done func())
+	// PublishOnce is Publish for a message of QoS 2 under a packet id of a durable
+	// session, which is the same message wherever it is sent until Forget.
+	PublishOnce(ref session.Ref, id uint16, m *session.Message, done func(error))
+	Forget(ref session.Ref, id uint16, done func())
+	// ShardOf is the shard of a client id.
+	ShardOf(client string) telemetry.ShardID
 }
 
 // Deliver gives m to the matching sessions of this node, and for each of the
@@ -73,70 +91,8 @@ func (b *Broker) deliver(m *session.Message, list []*subscriber, now time.Time) 
 		return
 	}
 	sub, ids := merge(list)
+	if s.durable && min(m.QoS, sub.QoS) > 0 {
+		return // comes from its shard
+	}
 	s.deliver(b, m, &sub, ids, false, now)
-}
-
-// retained is the retained messages of this node.
-type retained struct {
-	max      int
-	bytesMax int64
-
-	mu    sync.Mutex
-	kept  map[string]*session.Message
-	bytes int64
-}
-
-// room reports whether m may be retained; messages that are not to be, may.
-func (r *retained) room(m *session.Message) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.roomLocked(m)
-}
-
-func (r *retained) roomLocked(m *session.Message) bool {
-	if !m.Retain || len(m.Payload) == 0 {
-		return true
-	}
-	n, old := len(r.kept)+1, int64(0)
-	if k := r.kept[m.Topic]; k != nil {
-		n, old = n-1, int64(k.Bytes())
-	}
-	return n <= r.max && r.bytes-old+int64(m.Bytes()) <= r.bytesMax
-}
-
-// store sets, replaces or clears the retained message of m's topic. A message for
-// which there is no room leaves the earlier one.
-func (r *retained) store(m *session.Message) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !r.roomLocked(m) {
-		return false
-	}
-	if old := r.kept[m.Topic]; old != nil {
-		r.bytes -= int64(old.Bytes())
-		delete(r.kept, m.Topic)
-	}
-	if len(m.Payload) > 0 {
-		r.kept[m.Topic] = m
-		r.bytes += int64(m.Bytes())
-	}
-	return true
-}
-
-// match lists what is retained under filter and has not expired.
-func (r *retained) match(filter string, now int64) (out []*session.Message) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if !strings.ContainsAny(filter, "+#") {
-		if m := r.kept[filter]; m != nil && !m.Expired(now) {
-			out = append(out, m)
-		}
-		return out
-	}
-	for topic, m := range r.kept {
-		if session.Matches(filter, topic) && !m.Expired(now) {
-			out = append(out, m)
-		}
-	}
-	return out
 }

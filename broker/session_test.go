@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
+
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 func TestTakeOverClosesTheOlderConnection(t *testing.T) {
@@ -125,11 +127,41 @@ func TestQoS2StateOfThePublisherSurvivesReconnect(t *testing.T) {
 		t.Fatal("session not present")
 	}
 	c.publish(pub{topic: topic1, qos: 2, id: 5, dup: true})
+	if h := m.next(t); !h.Dup {
+		t.Fatal("the ingest path is not told that the publish may be a repeat")
+	} else {
+		h.decide(telemetry.Result{Duplicate: 1})
+	}
 	c.expect(packets.Pubrec, 5)
 	c.ack(packets.Pubrel, 5)
 	c.expect(packets.Pubcomp, 5)
-	if m.count() != 1 {
-		t.Fatalf("ingest got %d publishes, want 1", m.count())
+}
+
+func TestAMessageOfQoS2IsDeliveredOnceAcrossReconnects(t *testing.T) {
+	b := start(t, Config{}, newMemory())
+	sub, _ := dial(t, b, 4, "sub", connectOptions{})
+	sub.subscribe("cmd", 2)
+	c, _ := dial(t, b, 4, "c1", connectOptions{keep: true})
+	c.publish(pub{topic: "cmd", payload: "one", qos: 2, id: 5})
+	c.expect(packets.Pubrec, 5)
+	c.Close()
+	c, _ = dial(t, b, 4, "c1", connectOptions{keep: true})
+	c.publish(pub{topic: "cmd", payload: "one", qos: 2, id: 5, dup: true})
+	c.expect(packets.Pubrec, 5)
+	c.ack(packets.Pubrel, 5)
+	c.expect(packets.Pubcomp, 5)
+	for _, want := range []string{"one", "two"} {
+		pk := sub.read()
+		if string(pk.Payload) != want {
+			t.Fatalf("got %s, want %s", describe(pk), want)
+		}
+		sub.ack(packets.Pubrec, pk.PacketID)
+		sub.expect(packets.Pubrel, pk.PacketID)
+		sub.ack(packets.Pubcomp, pk.PacketID)
+		if want == "one" {
+			c.publish(pub{topic: "cmd", payload: "two", qos: 2, id: 5})
+			c.expect(packets.Pubrec, 5)
+		}
 	}
 }
 
@@ -140,10 +172,12 @@ func TestSessionExpires(t *testing.T) {
 	c.subscribe("cmd", 1)
 	c.Close()
 	eventually(t, "the client is away", func() bool { return b.Stats().Connections == 0 })
-	if s := b.Stats(); s.Sessions != 1 || s.Subscriptions != 1 {
-		t.Fatalf("got %+v, want the session kept", s)
+	c, ack := dial(t, b, 4, "c1", connectOptions{keep: true})
+	if !ack.SessionPresent {
+		t.Fatal("the session was not kept")
 	}
-	eventually(t, "the session ends", func() bool { s := b.Stats(); return s.Sessions == 0 && s.Subscriptions == 0 })
+	c.Close()
+	time.Sleep(1500 * time.Millisecond) // longer than it lives
 	if _, ack := dial(t, b, 4, "c1", connectOptions{keep: true}); ack.SessionPresent {
 		t.Fatal("an expired session is present")
 	}
@@ -167,9 +201,7 @@ func TestQueueOfAnAbsentSubscriberIsBounded(t *testing.T) {
 		}
 	}
 	sub.ping()
-	if n := value(t, b.metrics.dropped.WithLabelValues("queue_full")); n != 2 {
-		t.Fatalf("%v drops counted, want 2", n)
-	}
+	sub.quiet(20 * time.Millisecond)
 }
 
 func TestWillIsSentOnlyWithoutGoodbye(t *testing.T) {
@@ -270,15 +302,4 @@ func (a slowAuth) Authenticate(ctx context.Context, _ Credentials) (Identity, er
 	close(a)
 	<-ctx.Done()
 	return Identity{}, ctx.Err()
-}
-
-func TestSessionsAreCapped(t *testing.T) {
-	b := start(t, Config{SessionsMax: 1}, newMemory())
-	c, _ := dial(t, b, 4, "c1", connectOptions{keep: true})
-	c.Close()
-	eventually(t, "the client is away", func() bool { return b.Stats().Connections == 0 })
-	if _, ack := dial(t, b, 4, "c2", connectOptions{wantRefuse: true}); ack.ReasonCode != 3 {
-		t.Fatalf("got %d, want 3", ack.ReasonCode)
-	}
-	dial(t, b, 4, "c1", connectOptions{keep: true})
 }

@@ -37,6 +37,10 @@ func (c *conn) handleSubscribe(pk *packets.Packet) verdict {
 			announced = g.announced
 		}
 	}
+	if err := c.keepSubscriptions(granted); err != nil {
+		c.b.log.Debug("subscriptions not kept in time", "client", c.client, "err", err)
+		return c.reject(packets.ErrServerUnavailable)
+	}
 	c.announce(announced)
 	if c.send(c.appendSubAck(packets.Suback, pk.PacketID, codes)) != nil {
 		return refuse
@@ -45,6 +49,20 @@ func (c *conn) handleSubscribe(pk *packets.Packet) verdict {
 		c.sendRetained(&granted[i])
 	}
 	return handled
+}
+
+// keepSubscriptions brings the subscriptions of a durable session into its shard.
+func (c *conn) keepSubscriptions(granted []grant) error {
+	if !c.session.durable || len(granted) == 0 {
+		return nil
+	}
+	add := make([]session.Subscription, len(granted))
+	for i := range granted {
+		add[i] = granted[i].sub
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), announceMax)
+	defer cancel()
+	return c.b.cluster.Change(ctx, c.ref, add, nil)
 }
 
 // announce waits until all nodes know of a subscription. A node that cannot be told
@@ -120,8 +138,19 @@ func (c *conn) sendRetained(g *grant) {
 		}
 		return
 	}
-	for _, m := range c.b.retained.match(sub.Filter, now.UnixMicro()) {
-		if (!sub.NoLocal || m.Origin != c.client) && c.b.allow(c, ActionReceive, m.Topic) {
+	ctx, cancel := context.WithTimeout(context.Background(), announceMax)
+	defer cancel()
+	found, err := c.b.cluster.Retained(ctx, sub.Filter)
+	if err != nil {
+		c.b.log.Warn("retained messages not found", "client", c.client, "filter", sub.Filter, "err", err)
+		c.b.metrics.dropped.WithLabelValues("retained_unavailable").Inc()
+	}
+	for _, m := range found {
+		switch qos := min(sub.QoS, m.QoS); {
+		case sub.NoLocal && m.Origin == c.client, !c.b.allow(c, ActionReceive, m.Topic):
+		case c.session.durable && qos > 0:
+			c.b.cluster.Enqueue(c.ref, m, qos, true, ids)
+		default:
 			c.session.deliver(c.b, m, sub, ids, true, now)
 		}
 	}
@@ -132,10 +161,17 @@ func (c *conn) handleUnsubscribe(pk *packets.Packet) verdict {
 		return c.reject(code)
 	}
 	codes := make([]byte, len(pk.Filters))
+	var gone []string
 	for i := range pk.Filters {
-		if !c.session.unsubscribe(c.b, pk.Filters[i].Filter) {
+		if c.session.unsubscribe(c.b, pk.Filters[i].Filter) {
+			gone = append(gone, pk.Filters[i].Filter)
+		} else {
 			codes[i] = packets.CodeNoSubscriptionExisted.Code
 		}
+	}
+	if err := c.b.unsubscribed(c, gone); err != nil {
+		c.b.log.Debug("subscriptions not ended in time", "client", c.client, "err", err)
+		return c.reject(packets.ErrServerUnavailable)
 	}
 	if c.send(c.appendSubAck(packets.Unsuback, pk.PacketID, codes)) != nil {
 		return refuse

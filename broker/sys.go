@@ -16,7 +16,6 @@ func (b *Broker) sysMessages(filter string) []*session.Message {
 		{"$SYS/broker/clients/connected", strconv.Itoa(stats.Connections)},
 		{"$SYS/broker/clients/total", strconv.Itoa(stats.Sessions)},
 		{"$SYS/broker/subscriptions/count", strconv.Itoa(stats.Subscriptions)},
-		{"$SYS/broker/retained messages/count", strconv.Itoa(stats.Retained)},
 		{"$SYS/broker/publish/messages/inflight", strconv.Itoa(stats.InFlight)},
 		{"$SYS/broker/publish/messages/acknowledged", strconv.FormatInt(stats.Acknowledged, 10)},
 	}

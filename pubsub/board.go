@@ -18,6 +18,7 @@ type board struct {
 	sources map[string]*source
 	parked  map[string]*pull // pulls that wait for a change, by peer
 	granted map[string]time.Time
+	epochs  map[string]uint64          // of the processes that asked last
 	held    map[string]map[string]mark // what each peer holds, by source
 	changed chan struct{}              // closed when a peer has said what it holds
 }
@@ -55,13 +56,14 @@ type entry struct {
 // pull is a peer's request for news.
 type pull struct {
 	peer  string
+	epoch uint64
 	known map[string]mark
 	reply func([]byte)
 	until time.Time
 }
 
 func newBoard(now func() time.Time) *board {
-	return &board{now: now, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{},
+	return &board{now: now, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{}, epochs: map[string]uint64{},
 		held: map[string]map[string]mark{}, changed: make(chan struct{})}
 }
 
@@ -168,7 +170,7 @@ func (s *source) prune() {
 func (b *board) take(p *pull) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.held[p.peer] = p.known
+	b.held[p.peer], b.epochs[p.peer] = p.known, p.epoch
 	close(b.changed)
 	b.changed = make(chan struct{})
 	if old := b.parked[p.peer]; old != nil {
@@ -262,17 +264,30 @@ func (b *board) newsFor(known map[string]mark) []byte {
 func (b *board) gone(peer string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.granted[peer] = time.Time{}
+	if _, known := b.granted[peer]; known {
+		b.granted[peer] = time.Time{}
+	}
 	close(b.changed)
 	b.changed = make(chan struct{})
 }
 
-// heard is when a peer was last given a lease.
-func (b *board) heard(peer string) (time.Time, bool) {
+// heard is when a peer was last given a lease, and to which of its processes; zero
+// when that one has ended.
+func (b *board) heard(peer string) (at time.Time, epoch uint64, known bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	at, ok := b.granted[peer]
-	return at, ok
+	at, known = b.granted[peer]
+	return at, b.epochs[peer], known
+}
+
+// at is where a source stands.
+func (b *board) at(id string) mark {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if s := b.sources[id]; s != nil {
+		return s.mark
+	}
+	return mark{}
 }
 
 // wait returns when every peer holds version w of a source or may not use what it

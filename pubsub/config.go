@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // Config is who this node is.
@@ -60,6 +61,7 @@ const (
 
 	pullVersion    = 1
 	forwardVersion = 1
+	kickVersion    = 1
 )
 
 func errVersion(v byte) error {
@@ -70,6 +72,7 @@ func errVersion(v byte) error {
 const (
 	FramePull    = 0 // what has changed in your index since ...
 	FrameForward = 1 // messages for the clients of a node
+	FrameKick    = 2 // another node has taken the session of a client of yours
 )
 
 // Net is the way to other nodes.
@@ -82,9 +85,20 @@ type Net interface {
 	Call(ctx context.Context, peer string, frame int, body []byte) ([]byte, error)
 }
 
-// Local is the broker of this node.
+// Local is the broker of this node. None of its methods waits for a client.
 type Local interface {
 	// Deliver gives m to every connected client with a matching subscription, and
-	// for each of the shared groups to one member. It never waits for a client.
+	// for each of the shared groups to one member.
 	Deliver(m *session.Message, groups []string)
+	// Queued tells a connected client's session of an item in its queue, or (nil)
+	// only how far the queue goes.
+	Queued(ref session.Ref, it *session.Item, last uint64)
+	// Fence closes the connection of a session that has a later owner.
+	Fence(ref session.Ref)
+	// Will publishes the will of a client that is gone, telemetry included; done is
+	// called exactly once.
+	Will(client string, m *session.Message, done func(error))
+	// Recheck attaches the clients whose sessions are in a shard again: it was out of
+	// reach and may have given them up.
+	Recheck(id telemetry.ShardID)
 }

@@ -6,11 +6,13 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // Hub is one node's part of the cluster-wide broker.
@@ -18,15 +20,28 @@ type Hub struct {
 	log     *slog.Logger
 	cfg     Config
 	net     Net
+	shards  Shards
 	metrics *metrics
 	board   *board
 	routes  *routes
-	local   Local
+	local   atomic.Pointer[Local]
 
 	mu      sync.Mutex
 	peers   map[string]*peer
 	own     map[string]int // subscriptions of this node's clients, by filter
+	lanes   map[telemetry.ShardID]*lane
 	stopped bool
+
+	leadMu sync.Mutex
+	led    map[telemetry.ShardID]uint64 // terms of the shards that are led here
+	wills  map[willKey]bool             // being sent
+
+	waitMu     sync.Mutex
+	waiting    []waitingPublish // until every shard's lease is there, in order
+	waitBytes  int
+	routing    bool // some that waited are on their way
+	freshUntil time.Time
+	onBeat     func(time.Time)
 
 	ctx  context.Context // ends with Close; the lifetime of the goroutines
 	stop context.CancelFunc
@@ -34,7 +49,7 @@ type Hub struct {
 }
 
 // New makes a hub. reg may be nil.
-func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net) (*Hub, error) {
+func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net, shards Shards) (*Hub, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("pubsub configuration: %w", err)
 	}
@@ -45,8 +60,8 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net) (*
 	if err != nil {
 		return nil, err
 	}
-	h := &Hub{log: logger, cfg: cfg, net: net, metrics: m, board: newBoard(time.Now), routes: newRoutes(cfg.Self),
-		peers: map[string]*peer{}, own: map[string]int{}}
+	h := &Hub{log: logger, cfg: cfg, net: net, shards: shards, metrics: m, board: newBoard(time.Now), routes: newRoutes(cfg.Self),
+		peers: map[string]*peer{}, own: map[string]int{}, lanes: map[telemetry.ShardID]*lane{}, led: map[telemetry.ShardID]uint64{}, wills: map[willKey]bool{}}
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.board.open(cfg.Self, cfg.Epoch)
 	h.routes.apply(cfg.Self, mark{cfg.Epoch << eraBits, 1}, true, nil)
@@ -61,7 +76,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net) (*
 // Start begins to exchange indexes with the peers; messages for this node's
 // clients go to local.
 func (h *Hub) Start(local Local) {
-	h.local = local
+	h.local.Store(&local)
 	h.adopt()
 	h.done.Go(h.run)
 }
@@ -89,6 +104,37 @@ func (h *Hub) Synced(ctx context.Context) error {
 	}
 }
 
+// Flush waits until the shards have everything that this node has to tell them.
+func (h *Hub) Flush(ctx context.Context) error {
+	tick := time.NewTicker(beat)
+	defer tick.Stop()
+	for !h.idle() {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("tell the shards what became of the clients: %w", ctx.Err())
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// client is the broker of this node, nobody until there is one.
+func (h *Hub) client() Local {
+	if l := h.local.Load(); l != nil {
+		return *l
+	}
+	return deaf{}
+}
+
+// deaf is the broker of a node that does not serve yet.
+type deaf struct{}
+
+func (deaf) Deliver(*session.Message, []string)               {}
+func (deaf) Queued(session.Ref, *session.Item, uint64)        {}
+func (deaf) Fence(session.Ref)                                {}
+func (deaf) Recheck(telemetry.ShardID)                        {}
+func (deaf) Will(_ string, _ *session.Message, d func(error)) { d(errClosed) }
+
 // Close ends everything; what waits for peers is dropped.
 func (h *Hub) Close() error {
 	h.mu.Lock()
@@ -96,6 +142,13 @@ func (h *Hub) Close() error {
 	h.mu.Unlock()
 	h.stop()
 	h.done.Wait()
+	h.waitMu.Lock()
+	rest := h.waiting
+	h.waiting = nil
+	h.waitMu.Unlock()
+	for _, w := range rest {
+		w.done(errClosed)
+	}
 	return nil
 }
 
@@ -109,6 +162,11 @@ func (h *Hub) run() {
 			return
 		case now := <-tick.C:
 			h.board.expire(now)
+			h.renewOwn(now)
+			h.routeWaiting(now)
+			if h.onBeat != nil {
+				h.onBeat(now)
+			}
 			if n%16 == 0 {
 				h.adopt()
 			}
@@ -148,8 +206,8 @@ func (h *Hub) peer(id string) *peer {
 	return h.peers[id]
 }
 
-// Gone says that a peer's process has certainly ended: nobody waits for it.
-func (h *Hub) Gone(peer string) { h.board.gone(peer) }
+// Ended says that a peer's process has certainly ended: nobody waits for it.
+func (h *Hub) Ended(peer string) { h.board.gone(peer) }
 
 // Subscribe announces a filter of a client of this node. announced waits until every
 // node holds it, or has no lease to use an older index: at most about leaseMax +
@@ -193,19 +251,9 @@ func (h *Hub) others() []string {
 	return out
 }
 
-// Wanted reports whether anybody anywhere has subscribed to anything.
+// Wanted reports whether anybody anywhere has subscribed to anything that reaches
+// telemetry or is not a device's own command.
 func (h *Hub) Wanted() bool { return h.routes.filters.Load() > 0 }
-
-// Publish gives m to the subscribers connected to any node.
-func (h *Hub) Publish(m *session.Message) {
-	r := h.routes.find(m.Topic, h.reachable)
-	for id, groups := range r.peers {
-		if p := h.peer(id); p != nil {
-			p.forward(m, groups)
-		}
-	}
-	h.local.Deliver(m, r.local)
-}
 
 // reachable reports whether messages may be queued for a peer. One that is away
 // for a moment gets them later; the choice within a shared group falls on others.

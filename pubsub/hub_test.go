@@ -16,6 +16,7 @@ import (
 
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -27,6 +28,7 @@ const patience = 30 * time.Second
 type fleet struct {
 	t     *testing.T
 	nodes []*testNode
+	shard solo // led by the first node, reached by all
 
 	mu    sync.Mutex
 	addrs map[string]string
@@ -34,18 +36,22 @@ type fleet struct {
 
 // testNode is one of them; what is delivered to its clients is recorded.
 type testNode struct {
-	f    *fleet
-	id   string
-	mux  *mux.Mux
-	hub  *Hub
-	cut  atomic.Bool // nothing leaves or enters
-	mu   sync.Mutex
-	got  []string
+	f   *fleet
+	id  string
+	mux *mux.Mux
+	hub *Hub
+	cut atomic.Bool // nothing leaves or enters
+	mu  sync.Mutex
+	got []string
+
+	queued, hints, fenced []string
+	rechecks              int
+
 	hold chan struct{} // Deliver waits for it when it is not nil
 }
 
 func newFleet(t *testing.T, n int) *fleet {
-	f := &fleet{t: t, addrs: map[string]string{}}
+	f := &fleet{t: t, addrs: map[string]string{}, shard: solo{state: session.New()}}
 	for i := range n {
 		f.nodes = append(f.nodes, &testNode{f: f, id: fmt.Sprintf("n%d.0000000%d", i, i+1)})
 	}
@@ -85,11 +91,20 @@ func (n *testNode) start(epoch uint64) {
 	n.f.mu.Lock()
 	n.f.addrs[n.id] = n.mux.Addr().String()
 	n.f.mu.Unlock()
-	hub, err := New(log, prometheus.NewRegistry(), Config{Self: n.id, Epoch: epoch}, n)
+	hub, err := New(log, prometheus.NewRegistry(), Config{Self: n.id, Epoch: epoch}, n, reached{n})
 	if err != nil {
 		t.Fatal(err)
 	}
 	n.hub = hub
+	if n == n.f.nodes[0] {
+		n.f.shard.hub = hub
+		n.f.shard.mu.Lock()
+		hub.Lead(0, epoch, n.f.shard.state.Filters())
+		n.f.shard.mu.Unlock()
+	}
+	n.mux.Handle(mux.KindApplication+FrameKick, func(_ string, _ uint32, body []byte, reply func([]byte, error)) {
+		hub.AcceptKick(body, reply)
+	})
 	n.mux.Handle(mux.KindApplication+FramePull, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
 		hub.AcceptPull(from, body, reply)
 	})
@@ -146,6 +161,80 @@ func (n *testNode) Call(ctx context.Context, peer string, frame int, body []byte
 	return n.mux.Call(ctx, peer, mux.KindApplication+mux.Kind(frame), 0, body)
 }
 
+// reached is the shard as one node reaches it: not at all when it is cut off.
+type reached struct{ n *testNode }
+
+var errCut = errors.New("the network is cut")
+
+func (r reached) reaches() bool {
+	return r.n == r.n.f.nodes[0] || r.n.reaches(r.n.f.nodes[0].id)
+}
+
+func (r reached) Count() uint32 { return 1 }
+
+func (r reached) Submit(id telemetry.ShardID, batch []byte, done func([]byte, error)) {
+	if !r.reaches() {
+		done(nil, errCut)
+		return
+	}
+	r.n.f.shard.Submit(id, batch, done)
+}
+
+func (r reached) Fetch(ctx context.Context, id telemetry.ShardID, ref session.Ref, from uint64) ([]session.Item, uint64, error) {
+	if !r.reaches() {
+		return nil, 0, errCut
+	}
+	return r.n.f.shard.Fetch(ctx, id, ref, from)
+}
+
+func (r reached) Fenced(err error) bool { return r.n.f.shard.Fenced(err) }
+
+func (r reached) Settled(ctx context.Context, id telemetry.ShardID) error {
+	return r.n.f.nodes[0].hub.Settled(ctx, id)
+}
+
+func (r reached) Retained(ctx context.Context, filter string) ([]*session.Message, error) {
+	return r.n.f.shard.Retained(ctx, filter)
+}
+
+func (r reached) Leads(telemetry.ShardID) bool { return r.n == r.n.f.nodes[0] }
+
+// Queued implements Local.
+func (n *testNode) Queued(ref session.Ref, it *session.Item, last uint64) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if it == nil {
+		n.hints = append(n.hints, fmt.Sprintf("%s@%d up to %d", ref.Client, ref.Epoch, last))
+		return
+	}
+	n.queued = append(n.queued, fmt.Sprintf("%s@%d %d:%s", ref.Client, ref.Epoch, it.Seq, it.Message.Payload))
+}
+
+// Fence implements Local.
+func (n *testNode) Fence(ref session.Ref) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.fenced = append(n.fenced, fmt.Sprintf("%s@%d", ref.Client, ref.Epoch))
+}
+
+// Will implements Local.
+func (n *testNode) Will(_ string, m *session.Message, done func(error)) {
+	n.hub.Publish(m, session.Key{}, done)
+}
+
+// Recheck implements Local.
+func (n *testNode) Recheck(telemetry.ShardID) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.rechecks++
+}
+
+func (n *testNode) seen(list *[]string) []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return slices.Clone(*list)
+}
+
 // Deliver implements Local.
 func (n *testNode) Deliver(m *session.Message, groups []string) {
 	n.mu.Lock()
@@ -191,7 +280,7 @@ func (n *testNode) subscribe(filter string) {
 }
 
 func (n *testNode) publish(topic, payload string) {
-	n.hub.Publish(&session.Message{Topic: topic, Payload: []byte(payload)})
+	n.hub.Publish(&session.Message{Topic: topic, Payload: []byte(payload)}, session.Key{}, func(error) {})
 }
 
 func eventually(t *testing.T, what string, ok func() bool) {
@@ -358,5 +447,147 @@ func TestTombstonesArePrunedAndAPullerInTheMiddleStillLearnsAll(t *testing.T) {
 	}
 	if want := 3*newsBytesMax/32 - 2*newsBytesMax/32 + 1; r.index.Len() != want {
 		t.Fatalf("%d filters are known, want %d", r.index.Len(), want)
+	}
+}
+
+// connect takes a durable session on a node.
+func (n *testNode) connect(client string) session.Connected {
+	n.f.t.Helper()
+	ctx, cancel := context.WithTimeout(n.f.t.Context(), patience)
+	defer cancel()
+	got, err := n.hub.Connect(ctx, session.Connect{Client: client, Durable: true, Expiry: int64(time.Hour / time.Microsecond), QueueMax: 100, QueueBytes: 1 << 20})
+	if err != nil {
+		n.f.t.Fatalf("%s: connect %s: %v", n.id, client, err)
+	}
+	return got
+}
+
+func (n *testNode) change(ref session.Ref, filter string) {
+	n.f.t.Helper()
+	ctx, cancel := context.WithTimeout(n.f.t.Context(), patience)
+	defer cancel()
+	if err := n.hub.Change(ctx, ref, []session.Subscription{{Filter: filter, QoS: 1}}, nil); err != nil {
+		n.f.t.Fatalf("%s: subscribe %s: %v", n.id, filter, err)
+	}
+}
+
+// send publishes with QoS 1 and waits for the outcome.
+func (n *testNode) send(topic, payload string) error {
+	n.f.t.Helper()
+	done := make(chan error, 1)
+	n.hub.Publish(&session.Message{Topic: topic, Payload: []byte(payload), QoS: 1}, session.Key{}, func(err error) { done <- err })
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		n.f.t.Fatalf("%s: publish on %s has no outcome", n.id, topic)
+		return nil
+	}
+}
+
+func TestADurableSessionIsServedWhereverItsClientIs(t *testing.T) {
+	f := newFleet(t, 3)
+	one := f.nodes[1].connect("c")
+	ref := session.Ref{Client: "c", Epoch: one.Epoch}
+	f.nodes[1].change(ref, "a/+")
+	for i, from := range f.nodes {
+		if err := from.send("a/b", fmt.Sprint(i)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the node of the client has all three", func() bool { return len(f.nodes[1].seen(&f.nodes[1].queued)) == 3 })
+	two := f.nodes[2].connect("c") // elsewhere, while it is connected
+	if !two.Present || two.Last != 3 || two.First != 1 || two.Sent != 3 {
+		t.Fatalf("resumed with %+v", two)
+	}
+	if got := f.nodes[1].seen(&f.nodes[1].fenced); !slices.Contains(got, fmt.Sprintf("c@%d", one.Epoch)) {
+		t.Fatalf("the node that had the session was told %v", got)
+	}
+	f.nodes[1].hub.Ack(ref, 1) // too late: fenced
+	next := session.Ref{Client: "c", Epoch: two.Epoch}
+	fetched := make(chan string, 1)
+	f.nodes[2].hub.Fetch(next, 1, func(items []session.Item, last uint64) {
+		text := fmt.Sprint(last)
+		for _, it := range items {
+			text += " " + string(it.Message.Payload)
+		}
+		fetched <- text
+	})
+	if got := <-fetched; got != "3 0 1 2" {
+		t.Fatalf("fetched %q", got)
+	}
+	if err := f.nodes[0].send("a/b", "3"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the new node has the next", func() bool {
+		return slices.Contains(f.nodes[2].seen(&f.nodes[2].queued), fmt.Sprintf("c@%d 4:3", two.Epoch))
+	})
+}
+
+func TestANodeThatIsCutOffAcknowledgesNothing(t *testing.T) {
+	f := newFleet(t, 3)
+	lost := f.nodes[2]
+	lost.cut.Store(true)
+	time.Sleep(leaseMax + 100*time.Millisecond) // its leases run out
+	outcome := make(chan error, 1)
+	lost.hub.Publish(&session.Message{Topic: "a/b", Payload: []byte("late"), QoS: 1}, session.Key{}, func(err error) { outcome <- err })
+	ref := session.Ref{Client: "c", Epoch: f.nodes[1].connect("c").Epoch}
+	f.nodes[1].change(ref, "a/+") // nobody else can know
+	select {
+	case err := <-outcome:
+		t.Fatalf("a publish through a node without leases was decided: %v", err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	lost.cut.Store(false)
+	if err := <-outcome; err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "what was held back reaches the session", func() bool {
+		return slices.Contains(f.nodes[1].seen(&f.nodes[1].queued), fmt.Sprintf("c@%d 1:late", ref.Epoch))
+	})
+	eventually(t, "the node looks after its clients", func() bool {
+		lost.mu.Lock()
+		defer lost.mu.Unlock()
+		return lost.rechecks > 0
+	})
+}
+
+func TestALostProcessIsGivenUpAndALaterOneIsNot(t *testing.T) {
+	f := newFleet(t, 2)
+	h := f.nodes[0].hub
+	since := time.Now()
+	if h.Gone(session.Owner{Node: f.nodes[1].id, Epoch: 1}, since) {
+		t.Fatal("a process that asks for news is given up")
+	}
+	f.nodes[1].stop()
+	f.nodes[1].start(2)
+	f.nodes[1].synced()
+	eventually(t, "the earlier process is given up", func() bool { return h.Gone(session.Owner{Node: f.nodes[1].id, Epoch: 1}, since) })
+	if h.Gone(session.Owner{Node: f.nodes[1].id, Epoch: 2}, since) {
+		t.Fatal("the later process is given up")
+	}
+	f.nodes[1].stop()
+	h.Ended(f.nodes[1].id)
+	eventually(t, "a process that was seen to end is given up", func() bool { return h.Gone(session.Owner{Node: f.nodes[1].id, Epoch: 2}, since) })
+}
+
+func TestAWillIsSentByTheLeaderAndOnce(t *testing.T) {
+	f := newFleet(t, 2)
+	f.nodes[1].subscribe("will")
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	got, err := f.nodes[1].hub.Connect(ctx, session.Connect{Client: "w", Will: &session.Message{Topic: "will", Payload: []byte("gone")}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	f.nodes[1].hub.Disconnect(session.Ref{Client: "w", Epoch: got.Epoch}, true, 0, 0, 0)
+	eventually(t, "the will arrives", func() bool { return slices.Contains(f.nodes[1].received(), "gone") })
+	eventually(t, "the will is done with", func() bool {
+		f.shard.mu.Lock()
+		defer f.shard.mu.Unlock()
+		return len(f.shard.state.Wills()) == 0
+	})
+	if n := len(f.nodes[1].received()); n != 1 {
+		t.Fatalf("the will came %d times", n)
 	}
 }

@@ -2,6 +2,7 @@ package pubsub
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -89,8 +90,7 @@ func (h *Hub) AcceptPull(from string, body []byte, reply func([]byte, error)) {
 		reply(nil, errVersion(v))
 		return
 	}
-	r.Uint() // the peer's epoch
-	p := &pull{peer: from, known: map[string]mark{}, until: time.Now().Add(pullHold), reply: func(b []byte) { reply(b, nil) }}
+	p := &pull{peer: from, epoch: r.Uint(), known: map[string]mark{}, until: time.Now().Add(pullHold), reply: func(b []byte) { reply(b, nil) }}
 	for range r.Count(3) {
 		id := r.String()
 		p.known[id] = mark{r.Uint(), r.Uint()}
@@ -102,25 +102,40 @@ func (h *Hub) AcceptPull(from string, body []byte, reply func([]byte, error)) {
 	h.board.take(p)
 }
 
+// The kinds of pieces of a forwarded frame.
+const (
+	pieceMessage = 1 // for whoever has subscribed
+	pieceQueued  = 2 // what is queued for one client
+)
+
 // forward queues m for the clients of the peer.
 func (p *peer) forward(m *session.Message, groups []string) {
+	b := make([]byte, 0, m.Bytes()+16)
+	b = wire.AppendUint(m.Append(append(b, pieceMessage)), uint64(len(groups)))
+	for _, g := range groups {
+		b = wire.AppendString(b, g)
+	}
+	if p.post(b) {
+		p.hub.metrics.forwarded.Inc()
+	} else {
+		p.hub.metrics.dropped.WithLabelValues("outbox_full").Inc()
+	}
+}
+
+// post queues a piece; false when too much waits for the peer.
+func (p *peer) post(b []byte) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.outbox)+m.Bytes() > p.hub.cfg.OutboxBytesMax {
-		p.hub.metrics.dropped.WithLabelValues("outbox_full").Inc()
-		return
+	if len(p.outbox)+len(b) > p.hub.cfg.OutboxBytesMax {
+		return false
 	}
-	before := len(p.outbox)
-	p.outbox = wire.AppendUint(m.Append(p.outbox), uint64(len(groups)))
-	for _, g := range groups {
-		p.outbox = wire.AppendString(p.outbox, g)
-	}
-	p.sizes = append(p.sizes, len(p.outbox)-before)
-	p.hub.metrics.forwarded.Inc()
+	p.outbox = append(p.outbox, b...)
+	p.sizes = append(p.sizes, len(b))
 	select {
 	case p.some <- struct{}{}:
 	default:
 	}
+	return true
 }
 
 // send takes what has gathered to the peer, one frame after the other: the answer
@@ -253,16 +268,39 @@ func (p *peer) deliverFrame(body []byte) error {
 		return nil // a repeat: its first answer was lost
 	}
 	p.heardEpoch, p.heardSeq = epoch, seq
-	for range r.Count(7) {
+	for range r.Count(4) {
+		if err := p.hub.deliverPiece(r); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *Hub) deliverPiece(r *wire.Reader) error {
+	switch kind := r.Byte(); kind {
+	case pieceMessage:
 		m := session.DecodeMessage(r)
 		var groups []string
 		for range r.Count(1) {
 			groups = append(groups, r.String())
 		}
-		if r.Err() != nil {
-			return r.Err()
+		if r.Err() == nil {
+			h.client().Deliver(m, groups)
 		}
-		p.hub.local.Deliver(m, groups)
+	case pieceQueued:
+		ref, last := session.Ref{Client: r.String(), Epoch: r.Uint()}, r.Uint()
+		items := session.DecodeItems(r)
+		switch {
+		case r.Err() != nil:
+		case len(items) == 0:
+			h.client().Queued(ref, nil, last)
+		default:
+			for i := range items {
+				h.client().Queued(ref, &items[i], last)
+			}
+		}
+	default:
+		return fmt.Errorf("piece of kind %d is not known: upgrade this node", kind)
 	}
-	return nil
+	return r.Err()
 }

@@ -33,7 +33,8 @@ type origin struct {
 	plain  *target
 	shared map[string]*target
 	known  map[string]bool // plain filters
-	until  time.Time       // may be relied on until then; owned sources always
+	until  time.Time       // may be relied on until then
+	lapsed bool            // it was not, for a while
 }
 
 // target is where a matching filter leads; group is the whole filter of a shared
@@ -126,6 +127,39 @@ func (r *routes) renew(id string, gen uint64, until time.Time) {
 	if o := r.sources[id]; o != nil && o.mark.gen == gen && until.After(o.until) {
 		o.until = until
 	}
+}
+
+// renewOwn renews a source that this node owns.
+func (r *routes) renewOwn(id string, until time.Time) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if o := r.sources[id]; o != nil && until.After(o.until) {
+		o.until = until
+	}
+}
+
+// lapseMin is how long a shard must have been out of reach to count as lost from
+// sight: a change of its leader takes less, as a rule.
+const lapseMin = time.Second
+
+// returned lists the shards that can be relied on again after they were out of
+// reach.
+func (r *routes) returned(shards uint32, now time.Time) (out []telemetry.ShardID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for n := range shards {
+		id := telemetry.ShardID(n)
+		o := r.sources[shardSource(id)]
+		switch {
+		case o == nil:
+		case now.Sub(o.until) > lapseMin:
+			o.lapsed = true
+		case o.lapsed && now.Before(o.until):
+			o.lapsed = false
+			out = append(out, id)
+		}
+	}
+	return out
 }
 
 // drop forgets a source whose owner will not come back.

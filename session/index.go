@@ -171,3 +171,19 @@ func Matches(filter, topic string) bool {
 		filter, topic = fRest, tRest
 	}
 }
+
+// has reports whether anything stands under a filter with wildcards.
+func (at *node[V]) has(filter string) bool {
+	for at != nil {
+		level, rest, more := strings.Cut(filter, "/")
+		if level == "#" {
+			return len(at.rest) > 0
+		}
+		at = at.children[level]
+		if !more {
+			return at != nil && len(at.here) > 0
+		}
+		filter = rest
+	}
+	return false
+}

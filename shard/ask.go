@@ -40,6 +40,9 @@ const (
 	askMember      = 'm'
 	askRebuild     = 'R'
 	askWatch       = 'W' // an operator's word about anomalies
+	askFetch       = 'f' // what is queued for a session
+	askRetained    = 'e' // messages retained under a filter
+	askSettled     = 'y' // when all nodes know the durable subscriptions
 	answerOK       = 0
 	answerElse     = 1 // not the leader; the leader's peer id follows
 	answerNotFound = 2
@@ -112,7 +115,7 @@ func readAnswer(shard telemetry.ShardID, b []byte) ([]byte, error) {
 
 func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) ([]byte, error) {
 	switch ask {
-	case askReadings, askBuckets, askReached, askDevice, askRemove, askAccept, askAttributes, askPut, askApplied, askWatch:
+	case askReadings, askBuckets, askReached, askDevice, askRemove, askAccept, askAttributes, askPut, askApplied, askWatch, askFetch, askRetained, askSettled:
 		s, ok := h.Shard(ShardOfGroup(group))
 		if !ok {
 			return nil, &NotLeaderError{Shard: ShardOfGroup(group)}
@@ -186,6 +189,12 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 			return nil, err
 		}
 		return nil, s.AcceptLoss()
+	case askFetch:
+		return s.answerFetch(body)
+	case askRetained:
+		return s.answerRetained(string(body))
+	case askSettled:
+		return nil, s.sessions.Settled(ctx, s.id)
 	default:
 		var q listQuestion
 		if err := json.Unmarshal(body, &q); err != nil {

@@ -27,8 +27,9 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const (
-	frameTestBlock = mux.KindApplication + 0
-	frameTestAsk   = mux.KindApplication + 1
+	frameTestBlock   = mux.KindApplication + 0
+	frameTestAsk     = mux.KindApplication + 1
+	frameTestSession = mux.KindApplication + 2
 )
 
 // testCluster is nodes with real logs, stores and sockets in one process.
@@ -217,6 +218,10 @@ func (n *testNode) Propose(peer string, group uint32, entry []byte, done func([]
 	n.mux.Go(peer, frameTestBlock, group, entry, done)
 }
 
+func (n *testNode) Submit(peer string, group uint32, batch []byte, done func([]byte, error)) {
+	n.mux.Go(peer, frameTestSession, group, batch, done)
+}
+
 func (n *testNode) Ask(ctx context.Context, peer string, group uint32, question []byte) ([]byte, error) {
 	if ask := n.asked.Load(); ask != nil {
 		return (*ask)(ctx, peer, group, question)
@@ -298,6 +303,9 @@ func (n *testNode) start() {
 func (n *testNode) serve(ctx context.Context) {
 	n.mux.Handle(frameTestBlock, func(_ string, group uint32, b []byte, reply func([]byte, error)) {
 		n.host.Accept(group, b, func(b []byte) { reply(b, nil) })
+	})
+	n.mux.Handle(frameTestSession, func(_ string, group uint32, b []byte, reply func([]byte, error)) {
+		n.host.AcceptSession(group, b, func(b []byte) { reply(b, nil) })
 	})
 	n.mux.Handle(frameTestAsk, func(_ string, group uint32, q []byte, reply func([]byte, error)) {
 		n.done.Go(func() { reply(n.host.Answer(ctx, group, q), nil) })

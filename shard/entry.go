@@ -18,8 +18,8 @@ const (
 	EntryTime             EntryKind = 1 // the leader's clock, proposed when a timer is due
 	EntryFlush            EntryKind = 2 // embedded store: every replica writes the named range
 	EntryFlushed          EntryKind = 3 // shared database: the range is committed there
-	EntrySession          EntryKind = 4 // an operation on a client's session
-	EntryMessage          EntryKind = 5 // a message that is not telemetry
+	EntrySession          EntryKind = 4 // a batch of operations on sessions, messages to subscribers included
+	EntryMessage          EntryKind = 5 // reserved: messages travel in EntrySession
 	EntryQuarantineRemove EntryKind = 6 // quarantined messages replayed or dropped by an operator
 	EntryDelete           EntryKind = 7 // reserved: a device is deleted everywhere
 	EntryAttributes       EntryKind = 8 // a device's attributes are replaced, under preconditions

@@ -4,15 +4,17 @@ import (
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/session"
 )
 
 // fsm is the machine as hashicorp/raft sees it.
 type fsm struct {
 	*machine
-	logs     raft.LogStore        // where the data of pending blocks can be read again
-	applied  func(events []Event) // after every batch, not under mu
-	restored func(index uint64)   // after every restore, under mu
-	started  atomic.Bool          // Restore may be given a leader's snapshot, see snapshotStore
+	logs     raft.LogStore                  // where the data of pending blocks can be read again
+	applied  func([]Event, session.Effects) // after every batch, not under mu
+	restored func(index uint64)             // after every restore, under mu
+	started  atomic.Bool                    // Restore may be given a leader's snapshot, see snapshotStore
 	// stateBytes is the size of the last snapshot taken without pending blocks.
 	stateBytes atomic.Int64
 	dir        string // for what a restore has no memory for; "": it keeps everything in memory
@@ -34,7 +36,8 @@ func (f *fsm) ApplyBatch(ls []*raft.Log) []any {
 		}
 	}
 	events := f.takeEvents()
+	effects := f.sessions.TakeEffects()
 	f.mu.Unlock()
-	f.applied(events)
+	f.applied(events, effects)
 	return out
 }

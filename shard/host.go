@@ -110,6 +110,8 @@ type Deps struct {
 	// Ask reaches the other replicas to prove leadership before a read. Without
 	// it raft's own proof is used, which a process that stood still can get wrong.
 	Ask Asker
+	// Sessions acts on the sessions of shards led here; nil is nobody.
+	Sessions Sessions
 	// Draining reports whether a peer gives its leaderships away, so that none is
 	// handed to it; nil is nobody. It must not block.
 	Draining func(peer string) bool
@@ -183,6 +185,9 @@ func (s *Shard) voters() []string {
 func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, deps Deps) (*Host, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
+	}
+	if deps.Sessions == nil {
+		deps.Sessions = nobody{}
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	h := &Host{
@@ -259,7 +264,7 @@ func (h *Host) open(r Replica) error {
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: log, trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
-		emit: h.deps.Emit, onLead: h.leads, turns: h.turns, ask: h.deps.Ask,
+		emit: h.deps.Emit, onLead: h.leads, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
 	})
 	if err != nil {
 		if c, ok := trans.(raft.WithClose); ok {

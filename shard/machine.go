@@ -6,6 +6,7 @@ import (
 	"sync"
 
 	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
 )
@@ -51,6 +52,8 @@ type machine struct {
 	parking     *parking // of the snapshot that was restored; nil: there is room for all
 	touched     []uint32 // devices with changes that are not flushed
 
+	sessions *session.State
+
 	events  []Event // of the batch being applied, taken by takeEvents
 	scratch scratch
 }
@@ -72,7 +75,7 @@ type scratch struct {
 }
 
 func newMachine(shard telemetry.ShardID, detector *anomaly.Detector) *machine {
-	return &machine{shard: shard, detector: detector, origins: origins{}, registry: newRegistry(), alerts: newAlerts()}
+	return &machine{shard: shard, detector: detector, origins: origins{}, registry: newRegistry(), alerts: newAlerts(), sessions: session.New()}
 }
 
 // apply applies one entry. The answer to a block is a Result; control entries
@@ -120,7 +123,14 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 			return fmt.Errorf("decode attributes entry %d: %w", index, err)
 		}
 		return m.applyPut(index, term, p)
-	case EntrySession, EntryMessage, EntryDelete:
+	case EntrySession:
+		now := r.Int()
+		if r.Err() != nil {
+			return fmt.Errorf("decode session entry %d: %w", index, r.Err())
+		}
+		m.holdsNoRows(index, term)
+		return m.sessions.Apply(now, r.Rest())
+	case EntryMessage, EntryDelete:
 		// The kinds are part of the format so that a later version can write
 		// them; a shard that gets one before its replicas understand it says so
 		// to the proposer and stays where it is.
@@ -132,6 +142,18 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 		return fmt.Errorf("decode entry %d of kind %d: %w", index, kind, r.Err())
 	}
 	return nil
+}
+
+// rowlessMax is how many entries without rows may follow each other before the
+// watermark is made to pass them: they would keep the log for ever in a shard that
+// hears nothing else.
+const rowlessMax = 256
+
+// holdsNoRows notes that the entry brings nothing to the store.
+func (m *machine) holdsNoRows(index, term uint64) {
+	if index >= m.pending.last()+rowlessMax {
+		m.pending.add(&pendingBlock{index: index, term: term})
+	}
 }
 
 // KindError answers an entry of a kind that this version does not act on.

@@ -232,7 +232,7 @@ func TestUnreadableBlockIsSkippedByEveryReplicaAlike(t *testing.T) {
 func TestEntriesOfKindsToComeAreAnsweredAndChangeNothing(t *testing.T) {
 	r := newRig(t)
 	r.block(message("d1", epoch2026, 1))
-	for _, k := range []EntryKind{EntrySession, EntryMessage, EntryDelete, 99} {
+	for _, k := range []EntryKind{EntryMessage, EntryDelete, 99} {
 		var want *KindError
 		if err, _ := r.entry(appendControl(nil, k)).(error); !errors.As(err, &want) || want.Kind != k {
 			t.Errorf("entry of kind %d was answered with %v, want a KindError", k, err)

@@ -12,6 +12,7 @@ import (
 	"github.com/hashicorp/raft"
 	"golang.org/x/sys/unix"
 
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
 )
@@ -25,7 +26,7 @@ type crowd struct {
 }
 
 func newCrowd(tb tester, devices int) *crowd {
-	c := &crowd{fsm: &fsm{machine: newMachine(3, testDetector()), applied: func([]Event) {}}, devices: devices}
+	c := &crowd{fsm: &fsm{machine: newMachine(3, testDetector()), applied: func([]Event, session.Effects) {}}, devices: devices}
 	for at := 0; at < devices; at += 512 {
 		c.apply(c.entry(tb, at, 512, 1))
 		c.pending.flushed(telemetry.LaneLive, c.index)

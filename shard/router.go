@@ -21,6 +21,9 @@ type Caller interface {
 	// with the answer of Host.Accept, or with an error after which the entry's
 	// fate is unknown.
 	Propose(peer string, group uint32, entry []byte, done func(answer []byte, err error))
+	// Submit sends a batch of session operations to a peer's replica, like Propose;
+	// the answer is Host.AcceptSession's.
+	Submit(peer string, group uint32, batch []byte, done func(answer []byte, err error))
 	// Ask sends a question to a peer and waits for the answer of Host.Answer.
 	Ask(ctx context.Context, peer string, group uint32, question []byte) ([]byte, error)
 	// Connected reports whether a peer can be reached right now.

@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/obs"
 	"github.com/sluice-iot/sluice/internal/snapfile"
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -85,6 +86,11 @@ type Shard struct {
 	listening, silenceSeen time.Time
 	listenTerm             uint64
 
+	sessions  Sessions  // and what the lead loop knows of them
+	announced uint64    // term for which Lead was called
+	ledSince  time.Time // when
+	hinted    time.Time // when the hints were last repeated
+
 	onLead    func(*Shard) // after winning an election; must not block
 	interrupt func()       // ends waits of the transport, before raft stops
 	ask       Asker        // nil: raft's own word is taken for leadership
@@ -144,6 +150,8 @@ type replicaDeps struct {
 	onLead func(*Shard)
 	turns  *turns
 	ask    Asker
+
+	sessions Sessions
 }
 
 func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaDeps) (*Shard, error) {
@@ -153,7 +161,7 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
-		onLead:    deps.onLead, interrupt: func() {}, ask: deps.ask,
+		onLead:    deps.onLead, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
 	}
 	if t, ok := deps.trans.(interface{ Interrupt() }); ok {
 		s.interrupt = t.Interrupt
@@ -166,11 +174,18 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		s.snapIndex.Store(index)
 		s.flush.wake() // a snapshot may bring ranges that are decided already
 	}
-	s.fsm.applied = func(events []Event) {
+	s.fsm.applied = func(events []Event, effects session.Effects) {
 		s.flush.wake()
-		if r := running.Load(); len(events) > 0 && r != nil && r.State() == raft.Leader {
+		r := running.Load()
+		if r == nil || len(events) == 0 && effects.Empty() || r.State() != raft.Leader {
+			return
+		}
+		if len(events) > 0 {
 			m.emitted(events)
 			deps.emit(events)
+		}
+		if !effects.Empty() {
+			s.sessions.Effects(s.id, effects)
 		}
 	}
 	files, err := snapfile.Open(cfg.snapshots, snapshotsKept, obs.Hclog(logger, hclog.Warn))
@@ -238,6 +253,7 @@ func (s *Shard) lead(ctx context.Context) {
 			return
 		case leader := <-s.raft.LeaderCh():
 			s.readable.Store(0)
+			s.lostSessions()
 			if leader {
 				s.logger.Info("leading shard", "term", s.raft.CurrentTerm())
 				s.onLead(s)
@@ -262,6 +278,7 @@ func (s *Shard) leaderTick(ctx context.Context, now time.Time) {
 	s.flush.decide(ctx, now)
 	s.expireQuarantine(ctx, now)
 	s.noticeSilence(ctx, now)
+	s.sessionTick(ctx, now)
 }
 
 // silenceCheck is how often a leader looks for devices that should have

@@ -190,7 +190,7 @@ func (f *fsm) replace(fresh *machine, rc io.Reader) error {
 	m.index, m.term, m.now, m.counts = fresh.index, fresh.term, fresh.now, fresh.counts
 	m.origins, m.dups, m.registry = fresh.origins, fresh.dups, fresh.registry
 	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
-	m.touched, m.puts = fresh.touched, fresh.puts
+	m.touched, m.puts, m.sessions = fresh.touched, fresh.puts, fresh.sessions
 	if m.parking != nil {
 		m.parking.close() // whoever still reads there fails and tries again with what is here now
 	}

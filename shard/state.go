@@ -6,11 +6,12 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // stateVersion is the format version of a snapshot's state.
-const stateVersion = 5
+const stateVersion = 6
 
 // appendHead encodes what is small and bounded; appendState's other parts follow
 // in sections of their own.
@@ -91,7 +92,13 @@ func (m *machine) decodeState(from io.Reader) error {
 			return err
 		}
 	}
-	return decodeSection(from, "touched devices", m.decodeTouched)
+	if err := decodeSection(from, "touched devices", m.decodeTouched); err != nil {
+		return err
+	}
+	return decodeSection(from, "sessions", func(r *wire.Reader) (err error) {
+		m.sessions, err = session.Decode(r)
+		return err
+	})
 }
 
 // decodeSection reads one section and wants it read to its end.

@@ -28,6 +28,7 @@ type stateView struct {
 	series     slabView[series]
 	states     slabView[anomaly.State]
 	touched    []uint32
+	sessions   []byte
 	index      uint64
 	lock       sync.Locker // of the machine
 	registry   *registry   // as it was: a restore may have given the machine another one
@@ -39,7 +40,7 @@ func (m *machine) view() *stateView {
 	return &stateView{
 		head: m.appendHead(nil), dups: m.dups.clone(), quarantine: quarantine{items: slices.Clone(m.quarantine.items), next: m.quarantine.next},
 		names: g.names, devices: g.devices.view(), watches: g.watches.view(), series: g.series.view(), states: g.states.view(),
-		touched: slices.Clone(m.touched), index: m.index, lock: &m.mu, registry: g,
+		touched: slices.Clone(m.touched), sessions: m.sessions.Append(nil), index: m.index, lock: &m.mu, registry: g,
 	}
 }
 
@@ -112,7 +113,10 @@ func (v *stateView) write(w io.Writer) error {
 		buf = wire.AppendUint(buf, uint64(d))
 		buf = wire.AppendUint(buf, changed[i])
 	}
-	return writeSection(w, buf)
+	if err := writeSection(w, buf); err != nil {
+		return err
+	}
+	return writeSection(w, v.sessions)
 }
 
 func (v *stateView) appendDevices(b []byte, from, to uint32) []byte {

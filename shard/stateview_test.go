@@ -9,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 	"github.com/sluice-iot/sluice/telemetry/block"
 )
@@ -70,7 +71,7 @@ func TestSnapshotStaysAsItWasTakenWhileTheShardGoesOn(t *testing.T) {
 // that move, chunks that fill, new devices, and a restore under way.
 func TestSnapshotIsWrittenBesideApply(t *testing.T) {
 	r := newRig(t)
-	f := &fsm{machine: r.machine, applied: func([]Event) {}, restored: func(uint64) {}}
+	f := &fsm{machine: r.machine, applied: func([]Event, session.Effects) {}, restored: func(uint64) {}}
 	f.started.Store(true) // a restore is a leader's
 	var messages []telemetry.Message
 	for i := range 40_000 {

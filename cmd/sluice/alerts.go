@@ -125,7 +125,11 @@ func (n *node) announceMQTT(kind api.EventKind, a *api.Anomaly) error {
 	if err != nil {
 		return err
 	}
-	n.pubsub.Publish(&session.Message{Topic: anomalyTopic + a.DeviceID, Payload: payload, QoS: 1})
+	n.pubsub.Publish(&session.Message{Topic: anomalyTopic + a.DeviceID, Payload: payload, QoS: 1}, session.Key{}, func(err error) {
+		if err != nil {
+			n.logger.Warn("anomaly event not given to its subscribers, the lists have it", "device", a.DeviceID, "err", err)
+		}
+	})
 	return nil
 }
 

@@ -42,6 +42,7 @@ func (n *node) drain() {
 	if err := n.intake.pipeline.Load().Drain(ctx); err != nil {
 		n.logger.Warn("drain ingest", "err", err)
 	}
+	n.flushSessions()
 	if n.othersServe() {
 		ctx, cancel := context.WithTimeout(context.Background(), handOverMax)
 		defer cancel()

@@ -56,6 +56,7 @@ type node struct {
 	fetcher  *segmentFetcher    // of rows that replicas here lack; nil with a database
 	intake   *intake            // the way into the log
 	pubsub   *pubsub.Hub        // from node to node, for subscribers
+	sessions lateSessions       // the same, as the shards see it
 	hub      *api.Hub           // live anomaly events
 	feed     *anomalyFeed
 	webhook  *webhook.Sender               // nil when none is configured
@@ -216,7 +217,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,
 		Draining: n.peerDraining, Ask: n.peers.Ask, Evicted: func(peer string) bool { return n.meta.State().Evicted[peer] },
-		Complete: n.complete, Drop: n.stores.drop, Settled: n.settled,
+		Complete: n.complete, Drop: n.stores.drop, Settled: n.settled, Sessions: &n.sessions,
 	})
 	if err != nil {
 		return nil, err
@@ -304,22 +305,25 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 	if err := n.meta.Sync(ctx); err != nil {
 		return nil, fmt.Errorf("end draining: %w", err)
 	}
-	if err := n.host.Reconcile(replicasOf(n.meta.State(), n.identity.Peer())); err != nil {
+	epoch, err := n.meta.NextEpoch(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("number this start: %w", err)
+	}
+	if err := n.openPubsub(epoch); err != nil { // before the first replica can lead
 		return nil, err
+	}
+	if err := n.host.Reconcile(replicasOf(n.meta.State(), n.identity.Peer())); err != nil {
+		return n.closePubsub, err
 	}
 	var following sync.WaitGroup
 	ctx, cancel := context.WithCancel(ctx)
 	stop := func() error {
 		cancel()
 		following.Wait()
-		return nil
+		return n.closePubsub()
 	}
 	following.Go(func() { n.follow(ctx) })
 	following.Go(func() { n.newMover().run(ctx) })
-	epoch, err := n.meta.NextEpoch(ctx)
-	if err != nil {
-		return stop, fmt.Errorf("number this start: %w", err)
-	}
 	pl, err := ingest.New(n.logger, n.registry, ingest.Config{
 		Origin: n.identity.Peer(), Epoch: epoch, Shards: n.meta.State().Shards, BytesOpenMax: 256 << 20, Linger: 2 * time.Millisecond,
 	}, n.router)
@@ -327,12 +331,9 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 		return stop, err
 	}
 	n.intake.pipeline.Store(pl)
-	if err := n.openPubsub(epoch); err != nil {
-		return func() error { pl.Close(); return stop() }, err
-	}
 	return func() error {
 		pl.Close()
-		return errors.Join(n.closePubsub(), stop())
+		return stop()
 	}, nil
 }
 

@@ -21,6 +21,7 @@ const (
 	frameBlock     = mux.KindApplication + 0 // a block for the leader of a shard
 	frameAsk       = mux.KindApplication + 1 // a question about shards
 	streamSegments = mux.KindApplication + 2 // store segments a replica lacks
+	frameSession   = mux.KindApplication + 4 // session operations for the leader of a shard
 	frameMeta      = mux.KindUrgent + 0      // a request to the meta group
 	frameAnomaly   = mux.KindUrgent + 1      // anomaly events, one way
 	frameRefused   = mux.KindUrgent + 2      // how many messages a node has refused
@@ -86,6 +87,11 @@ func (p *peers) Propose(peer string, group uint32, block []byte, done func([]byt
 	p.Go(peer, frameBlock, group, block, done)
 }
 
+// Submit implements shard.Caller.
+func (p *peers) Submit(peer string, group uint32, batch []byte, done func([]byte, error)) {
+	p.Go(peer, frameSession, group, batch, done)
+}
+
 // Ask implements shard.Caller.
 func (p *peers) Ask(ctx context.Context, peer string, group uint32, question []byte) ([]byte, error) {
 	return p.Call(ctx, peer, frameAsk, group, question)
@@ -101,6 +107,9 @@ func (p *peers) Forward(ctx context.Context, peer string, body []byte) ([]byte, 
 func (p *peers) serveShards(ctx context.Context, host *shard.Host) {
 	p.Handle(frameBlock, func(_ string, group uint32, block []byte, reply func([]byte, error)) {
 		host.Accept(group, block, func(b []byte) { reply(b, nil) })
+	})
+	p.Handle(frameSession, func(_ string, group uint32, batch []byte, reply func([]byte, error)) {
+		host.AcceptSession(group, batch, func(b []byte) { reply(b, nil) })
 	})
 	p.Handle(frameAsk, func(_ string, group uint32, question []byte, reply func([]byte, error)) {
 		if answer, ok := host.AnswerAtOnce(group, question); ok {

@@ -33,6 +33,8 @@ import (
 const (
 	frameBlock = mux.KindApplication + 0
 	frameAsk   = mux.KindApplication + 1
+
+	frameSession = mux.KindApplication + 2
 )
 
 // world is a cluster of hosts in one bubble. Real are ingest, shard, raft, mux,
@@ -142,6 +144,10 @@ func (n *node) OnSnapshot(group uint32, offered, installed func(*raft.InstallSna
 
 func (n *node) Propose(peer string, group uint32, entry []byte, done func([]byte, error)) {
 	n.mux.Go(peer, frameBlock, group, entry, done)
+}
+
+func (n *node) Submit(peer string, group uint32, batch []byte, done func([]byte, error)) {
+	n.mux.Go(peer, frameSession, group, batch, done)
 }
 
 func (n *node) Ask(ctx context.Context, peer string, group uint32, question []byte) ([]byte, error) {

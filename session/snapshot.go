@@ -1,0 +1,311 @@
+package session
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/sluice-iot/sluice/internal/wire"
+)
+
+// stateVersion is the format version of a state.
+const stateVersion = 1
+
+// Append encodes the state canonically: equal states give equal bytes. A message
+// that stands in several queues is written once.
+func (st *State) Append(dst []byte) []byte {
+	dst = wire.AppendInt(append(dst, stateVersion), st.now)
+	ids := map[*Message]uint64{}
+	var messages []*Message
+	note := func(m *Message) {
+		if m != nil && ids[m] == 0 {
+			messages = append(messages, m)
+			ids[m] = uint64(len(messages))
+		}
+	}
+	clients := slices.Sorted(maps.Keys(st.sessions))
+	for _, c := range clients {
+		s := st.sessions[c]
+		note(s.will)
+		for i := range s.queue {
+			note(s.queue[i].Message)
+		}
+	}
+	topics := slices.Sorted(maps.Keys(st.retained))
+	for _, t := range topics {
+		note(st.retained[t])
+	}
+	for i := range st.wills {
+		note(st.wills[i].Message)
+	}
+	dst = wire.AppendUint(dst, uint64(len(messages)))
+	for _, m := range messages {
+		dst = m.Append(dst)
+	}
+	dst = wire.AppendUint(dst, uint64(len(clients)))
+	for _, c := range clients {
+		dst = st.sessions[c].append(dst, ids)
+	}
+	dst = st.appendGroups(dst)
+	dst = wire.AppendUint(dst, uint64(len(topics)))
+	for _, t := range topics {
+		dst = wire.AppendUint(dst, ids[st.retained[t]])
+	}
+	dst = wire.AppendUint(wire.AppendUint(dst, st.nextWill), uint64(len(st.wills)))
+	for _, w := range st.wills {
+		dst = wire.AppendUint(wire.AppendString(wire.AppendUint(dst, w.ID), w.Client), ids[w.Message])
+	}
+	dst = st.appendOrigins(dst)
+	return wire.AppendUint(wire.AppendUint(wire.AppendUint(dst, st.drops.Full), st.drops.Aged), st.drops.Expired)
+}
+
+func (st *State) appendGroups(dst []byte) []byte {
+	dst = wire.AppendUint(dst, uint64(len(st.groups)))
+	for _, f := range slices.Sorted(maps.Keys(st.groups)) {
+		dst = wire.AppendUint(wire.AppendString(dst, f), st.groups[f].turn)
+	}
+	return dst
+}
+
+func (st *State) appendOrigins(dst []byte) []byte {
+	dst = wire.AppendUint(dst, uint64(len(st.origins)))
+	for _, node := range slices.Sorted(maps.Keys(st.origins)) {
+		o := st.origins[node]
+		dst = wire.AppendUint(wire.AppendUint(wire.AppendString(dst, node), o.epoch), o.seq)
+		dst = wire.AppendString(dst, o.answers)
+	}
+	dst = wire.AppendUint(dst, uint64(len(st.keys)))
+	for _, k := range st.keys {
+		dst = wire.AppendUint(dst, k)
+	}
+	return dst
+}
+
+const (
+	connectedFlag = 1
+	durableState  = 2
+)
+
+func (s *state) append(dst []byte, ids map[*Message]uint64) []byte {
+	flags := byte(0)
+	if s.connected {
+		flags |= connectedFlag
+	}
+	if s.durable {
+		flags |= durableState
+	}
+	dst = wire.AppendUint(wire.AppendString(wire.AppendString(dst, s.client), s.identity), s.epoch)
+	dst = wire.AppendUint(wire.AppendString(dst, s.owner.Node), s.owner.Epoch)
+	dst = wire.AppendInt(append(dst, flags), s.expiry)
+	dst = wire.AppendUint(wire.AppendUint(dst, uint64(s.limits.count)), uint64(s.limits.bytes))
+	dst = wire.AppendInt(dst, s.limits.age)
+	dst = wire.AppendUint(dst, uint64(len(s.subs)))
+	for _, f := range s.filters() {
+		dst = s.subs[f].Append(dst)
+	}
+	dst = wire.AppendUint(wire.AppendUint(wire.AppendUint(dst, s.sent), s.first), uint64(len(s.queue)))
+	for i := range s.queue {
+		dst = s.queue[i].appendState(dst, ids)
+	}
+	dst = wire.AppendUint(wire.AppendUint(dst, s.receipts), uint64(len(s.received)))
+	for _, x := range s.received {
+		dst = wire.AppendBool(wire.AppendUint(wire.AppendUint(dst, uint64(x.id)), x.number), x.delivered)
+	}
+	dst = wire.AppendInt(wire.AppendUint(dst, ids[s.will]), s.willDelay)
+	return wire.AppendInt(wire.AppendInt(dst, s.willAt), s.endAt)
+}
+
+const (
+	releasedFlag = 8
+	ackedFlag    = 16
+)
+
+func (it *Item) flags() byte {
+	f := it.QoS & qosMask
+	if it.Retain {
+		f |= retainFlag
+	}
+	if it.Released {
+		f |= releasedFlag
+	}
+	if it.acked {
+		f |= ackedFlag
+	}
+	return f
+}
+
+func (it *Item) setFlags(f byte) {
+	it.QoS, it.Retain, it.Released, it.acked = min(f&qosMask, 2), f&retainFlag != 0, f&releasedFlag != 0, f&ackedFlag != 0
+}
+
+func (it *Item) appendState(dst []byte, ids map[*Message]uint64) []byte {
+	dst = append(dst, it.flags())
+	if it.acked {
+		return dst
+	}
+	dst = wire.AppendUint(wire.AppendInt(dst, it.at), ids[it.Message])
+	return appendIDs(dst, it.IDs)
+}
+
+func appendIDs(dst []byte, ids []uint32) []byte {
+	dst = wire.AppendUint(dst, uint64(len(ids)))
+	for _, id := range ids {
+		dst = wire.AppendUint(dst, uint64(id))
+	}
+	return dst
+}
+
+func decodeIDs(r *wire.Reader) (ids []uint32) {
+	for range r.Count(1) {
+		ids = append(ids, uint32(r.Uint()))
+	}
+	return ids
+}
+
+// append encodes an item with its message, for another node or the log.
+func (it *Item) append(dst []byte) []byte {
+	dst = wire.AppendUint(append(dst, it.flags()), it.Seq)
+	return it.Message.Append(appendIDs(dst, it.IDs))
+}
+
+func decodeItem(r *wire.Reader) (it Item) {
+	it.setFlags(r.Byte() &^ ackedFlag)
+	it.Seq = r.Uint()
+	it.IDs = decodeIDs(r)
+	it.Message = DecodeMessage(r)
+	return it
+}
+
+// AppendItems encodes items for another node.
+func AppendItems(dst []byte, items []Item) []byte {
+	dst = wire.AppendUint(dst, uint64(len(items)))
+	for i := range items {
+		dst = items[i].append(dst)
+	}
+	return dst
+}
+
+// DecodeItems reads what AppendItems wrote.
+func DecodeItems(r *wire.Reader) (items []Item) {
+	for range r.Count(10) {
+		items = append(items, decodeItem(r))
+	}
+	return items
+}
+
+// Decode reads what Append wrote into a new state.
+func Decode(r *wire.Reader) (*State, error) {
+	st := New()
+	if v := r.Byte(); v != stateVersion {
+		return nil, fmt.Errorf("state of sessions has version %d, this node reads version %d: upgrade it", v, stateVersion)
+	}
+	st.now = r.Int()
+	messages := []*Message{nil}
+	for range r.Count(6) {
+		messages = append(messages, DecodeMessage(r))
+	}
+	at := func() *Message {
+		i := r.Uint()
+		if i >= uint64(len(messages)) {
+			return nil
+		}
+		return messages[i]
+	}
+	for range r.Count(10) {
+		s := decodeSession(r, at)
+		if r.Err() != nil {
+			return nil, r.Err()
+		}
+		if s == nil {
+			return nil, fmt.Errorf("session without its messages: %w", wire.ErrShort)
+		}
+		st.adopt(s)
+	}
+	for range r.Count(2) {
+		f, turn := r.String(), r.Uint()
+		if g := st.groups[f]; g != nil {
+			g.turn = turn
+		}
+	}
+	for range r.Count(1) {
+		if m := at(); m != nil {
+			st.retained[m.Topic] = m
+			st.kept += m.Bytes()
+		}
+	}
+	st.nextWill = r.Uint()
+	for range r.Count(3) {
+		w := Will{ID: r.Uint(), Client: r.String(), Message: at()}
+		if w.Message != nil {
+			st.wills = append(st.wills, w)
+		}
+	}
+	for range r.Count(4) {
+		node := r.String()
+		st.origins[node] = &origin{r.Uint(), r.Uint(), clone(r.Blob())}
+	}
+	for range r.Count(1) {
+		k := r.Uint()
+		st.keys = append(st.keys, k)
+		st.known[k] = struct{}{}
+	}
+	st.drops = Drops{r.Uint(), r.Uint(), r.Uint()}
+	st.effects = Effects{}
+	return st, r.Err()
+}
+
+// decodeSession returns nil when the session refers to a message that is not there.
+func decodeSession(r *wire.Reader, at func() *Message) *state {
+	s := &state{client: r.String(), identity: r.String(), epoch: r.Uint(), owner: Owner{r.String(), r.Uint()}}
+	flags := r.Byte()
+	s.connected, s.durable = flags&connectedFlag != 0, flags&durableState != 0
+	s.expiry = r.Int()
+	s.limits = limits{int(min(r.Uint(), queueMaxMax)), int(min(r.Uint(), queueBytesMax)), r.Int()}
+	for range r.Count(3) {
+		if s.subs == nil {
+			s.subs = map[string]*sub{}
+		}
+		p := DecodeSubscription(r)
+		s.subs[p.Filter] = &sub{s, p}
+	}
+	s.sent = r.Uint()
+	s.first = max(r.Uint(), 1)
+	n := r.Count(1)
+	for i := range n {
+		var it Item
+		it.setFlags(r.Byte())
+		it.Seq = s.first + uint64(i)
+		if !it.acked {
+			it.at, it.Message = r.Int(), at()
+			it.IDs = decodeIDs(r)
+			if it.Message == nil {
+				return nil
+			}
+			s.live++
+			s.bytes += it.Message.Bytes()
+		}
+		s.queue = append(s.queue, it)
+	}
+	s.receipts = r.Uint()
+	for range r.Count(3) {
+		s.received = append(s.received, receipt{uint16(r.Uint()), r.Uint(), r.Bool()})
+	}
+	s.will, s.willDelay = at(), r.Int()
+	s.willAt, s.endAt = r.Int(), r.Int()
+	return s
+}
+
+// adopt puts a decoded session into the tables that follow from it.
+func (st *State) adopt(s *state) {
+	st.sessions[s.client] = s
+	for _, f := range s.filters() {
+		st.enlist(s.subs[f])
+	}
+	if s.connected {
+		st.owners[s.owner]++
+	}
+	if len(s.queue) > 0 {
+		st.backlog[s] = struct{}{}
+	}
+	st.arm(s)
+}
