@@ -3,7 +3,6 @@ package faults
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"sync"
 	"time"
 
@@ -107,14 +106,6 @@ func (f *fleet) acked() (n int) {
 		n += c.Acked()
 	}
 	return n
-}
-
-// scatter cuts n connections at once: their clients go to other nodes and send
-// again, with DUP, what has no answer.
-func (f *fleet) scatter(rng *rand.Rand, n int) {
-	for range n {
-		f.mqtt[rng.IntN(len(f.mqtt))].Switch()
-	}
 }
 
 func (f *fleet) histories() []bench.History {

@@ -69,7 +69,10 @@ func (r *Run) saysFull(ctx context.Context, node int) (time.Duration, error) {
 		}
 		sleep(ctx, 100*time.Millisecond)
 	}
-	return 0, fmt.Errorf("%s does not say that its disk is full after %v: ready is %v", n.ID, fullWithin, last)
+	if last == nil {
+		return 0, fmt.Errorf("%s is still ready %v after its disk was full", n.ID, fullWithin)
+	}
+	return 0, fmt.Errorf("%s does not say within %v that its disk is full: %w", n.ID, fullWithin, last)
 }
 
 // filler posts text that no compression makes small, as an attribute; what

@@ -47,9 +47,6 @@ func Mount(backing, mountpoint string) (*Disk, error) {
 		return nil, err
 	}
 	data := &fs.LoopbackRoot{Path: d.j.root}
-	data.NewNode = func(r *fs.LoopbackRoot, _ *fs.Inode, _ string, _ *syscall.Stat_t) fs.InodeEmbedder {
-		return &node{LoopbackNode: fs.LoopbackNode{RootData: r}, d: d}
-	}
 	root := &node{LoopbackNode: fs.LoopbackNode{RootData: data}, d: d}
 	data.RootNode = root
 	never := time.Duration(0) // a power loss changes what the kernel would remember

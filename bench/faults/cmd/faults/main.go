@@ -53,15 +53,18 @@ type mutationsCmd struct {
 }
 
 func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "faults:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	var c cli
 	k := kong.Parse(&c, kong.Name("faults"), kong.Description("Faults against a cluster of real processes."), kong.BindTo(ctx, (*context.Context)(nil)))
-	if err := k.Run(); err != nil {
-		fmt.Fprintln(os.Stderr, "faults:", err)
-		stop()
-		os.Exit(1)
-	}
+	return k.Run()
 }
 
 // Run implements kong.
