@@ -230,7 +230,7 @@ func (s *segment) unseal(buf, raw []byte, off int64) ([]byte, error) {
 		return nil, s.corrupt(off, "entry cannot be read", errSealBroken)
 	}
 	copy(plain[4:8], plain[n:])
-	return plain[:n:n], nil
+	return plain[:n], nil
 }
 
 // current reports whether s is encrypted as the configuration says: records are

@@ -3,6 +3,7 @@ package wal
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -44,7 +45,8 @@ type writer struct {
 	before   int           // groups in the last one
 	patience time.Duration // what is left of Config.Linger while waiting is in vain
 	cached   ring
-	memory   int64 // bytes in the caches of all groups
+	memory   int64  // bytes in the caches of all groups
+	sealed   []byte // the last commit as it is on disk, when it is encrypted; memory for the next
 }
 
 // proof says what stands behind the last commit that matters.
@@ -261,12 +263,13 @@ func (l *Log) commitPlan() error {
 	}
 	start, disk := l.w.off, buf
 	if head := l.w.head; head.aead != nil {
-		disk = make([]byte, 0, p.bytes)
+		disk = slices.Grow(l.w.sealed[:0], int(p.bytes))
 		at := 0
 		for i := range p.items {
 			disk = head.seal(disk, buf[at:at+p.items[i].size])
 			at += align(p.items[i].size)
 		}
+		l.w.sealed = disk
 	}
 	if err := l.write(disk); err != nil {
 		return err
