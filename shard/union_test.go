@@ -62,7 +62,7 @@ func hammerUnion(t *testing.T, c *testCluster) {
 			break
 		}
 	}
-	eventually(t, "some reads and moves", func() bool { return len(bad) > 0 || reads.Load() >= 20 && moves.Load() >= 10 })
+	eventually(t, "some reads and moves", func() bool { return len(bad) > 0 || reads.Load() >= 20 && moves.Load() >= 3 })
 	cancel()
 	wg.Wait()
 	close(bad)

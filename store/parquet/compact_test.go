@@ -482,7 +482,7 @@ func TestReadsSeeEveryRowWhileFilesAreCompacted(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	for deadline := time.Now().Add(time.Minute); s.Usage().Segments > 12 && len(errs) == 0 && time.Now().Before(deadline); {
+	for deadline := time.Now().Add(time.Minute); s.Usage().Segments > 24 && len(errs) == 0 && time.Now().Before(deadline); {
 		time.Sleep(5 * time.Millisecond)
 	}
 	cancel()
@@ -493,7 +493,7 @@ func TestReadsSeeEveryRowWhileFilesAreCompacted(t *testing.T) {
 	for err := range errs {
 		t.Error(err)
 	}
-	if u := s.Usage(); u.Segments > 12 {
+	if u := s.Usage(); u.Segments > 24 {
 		t.Errorf("%d segments are left", u.Segments)
 	}
 	holds(t, s, 1, &model{batches: m.batches[:n]})

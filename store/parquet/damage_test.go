@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/sluice-iot/sluice/store"
@@ -94,6 +95,35 @@ func TestOpenSetsDamagedFilesAside(t *testing.T) {
 	}
 	if again, err := s.Write(t.Context(), fleet(1, 1, 2, 2, 3, t0)); err != nil || again != segs[1] {
 		t.Errorf("flush of a damaged range: %+v, %v", again, err)
+	}
+}
+
+// TestFileOfALaterVersionStopsTheStart: it is no damage, and must stay where it is.
+func TestFileOfALaterVersionStopsTheStart(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "store")
+	s := open(t, dir)
+	seg, err := s.Write(t.Context(), fleet(1, 0, 1, 1, 1, t0))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Close()
+	data, err := os.ReadFile(s.Path(seg))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := bytes.Index(data, []byte(keyFormat+"\x18\x01"))
+	data[at+len(keyFormat)+2] = '9'
+	if err := os.WriteFile(s.Path(seg), reseal(data), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if again, err := Open(quiet(), nil, Config{Dir: dir}); err == nil || !strings.Contains(err.Error(), `format "9"`) || !strings.Contains(err.Error(), "upgrade") {
+		if err == nil {
+			again.Close()
+		}
+		t.Errorf("open says %v", err)
+	}
+	if got := files(t, dir); len(got) != 1 || strings.HasSuffix(got[0], suffixDamaged) {
+		t.Errorf("files are %v", got)
 	}
 }
 

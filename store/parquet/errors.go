@@ -17,6 +17,8 @@ var (
 	// ErrSync marks a failed fsync. What was written may be lost although a
 	// later fsync succeeds, so the process should exit.
 	ErrSync = errors.New("fsync failed")
+	// errLater marks a file that a later version wrote: it is no damage.
+	errLater = errors.New("upgrade")
 	// ErrCorrupt is matched by every CorruptError.
 	ErrCorrupt = errors.New("segment is damaged")
 )

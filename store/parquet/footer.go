@@ -228,7 +228,7 @@ func parseEntries(list []format.KeyValue) (*metadata, error) {
 		return n
 	}
 	if v := entries[keyFormat]; v != strconv.Itoa(formatVersion) {
-		return nil, fmt.Errorf("segment format %q is not known to this version: upgrade", v)
+		return nil, fmt.Errorf("segment format %q is not known to this version: %w", v, errLater)
 	}
 	m.Namespace = uint32(u(keyNamespace, 32))
 	m.Shard = telemetry.ShardID(u(keyShard, 32))

@@ -86,6 +86,9 @@ func (s *Store) probe(shard telemetry.ShardID, r Range) (Segment, error) {
 	if cerr := f.Close(); err == nil && cerr != nil {
 		return Segment{}, fmt.Errorf("close segment: %w", cerr)
 	}
+	if errors.Is(err, errLater) { // setting it aside would take every file away from who goes back a version
+		return Segment{}, fmt.Errorf("segment %s: %w", path, err)
+	}
 	if err == nil && (meta.Shard != shard || meta.Range() != r || meta.Namespace != s.cfg.Namespace) {
 		err = fmt.Errorf("it holds namespace %d shard %d range %v", meta.Namespace, meta.Shard, meta.Range())
 	}
