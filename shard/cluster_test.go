@@ -420,12 +420,17 @@ func (p *publisher) send(data []byte) {
 	var last answer
 	for i := 0; time.Now().Before(deadline); i++ {
 		n := p.c.nodes[i%len(p.c.nodes)]
+		if !n.using.TryRLock() {
+			continue
+		}
 		if n.mux == nil {
+			n.using.RUnlock()
 			continue
 		}
 		ch := make(chan answer, 1)
 		n.router.Propose(p.id, data, func(res Result, err error) { ch <- answer{res, err} })
 		last = <-ch
+		n.using.RUnlock()
 		if last.err == nil && last.res.Status == StatusApplied && last.res.Outcomes == nil {
 			return
 		}
