@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/wire"
 )
 
 // HandOverAll gives every leadership of this node to other replicas, before the
@@ -97,15 +100,52 @@ func (h *Host) balance() {
 	}
 	moved := 0
 	for _, s := range h.all() {
+		if h.ctx.Err() != nil {
+			return
+		}
 		p := s.replica().Preferred
 		if moved == handOversATick || p == "" || s.raft.State() != raft.Leader || s.readable.Load() == 0 || !h.mayLead(p) || !slices.Contains(s.voters(), p) {
 			continue
 		}
 		moved++
+		if !h.near(s, p) {
+			continue // it will be asked again
+		}
 		if err := s.HandOver(p); err != nil {
 			s.logger.Debug("leadership stays", "peer", p, "err", err)
 			continue
 		}
 		h.metrics.handOvers.Inc()
 	}
+}
+
+const (
+	// nearMax is how many entries a replica may be behind to be handed a
+	// leadership: what one append brings.
+	nearMax = appendEntriesMax
+	// nearIn is how soon it has to answer, several times a round trip between
+	// zones.
+	nearIn = 200 * time.Millisecond
+)
+
+// near reports whether a peer's replica answers quickly and has nearly all of
+// the log. raft takes no entry of a shard while it waits for the one that is to
+// lead it, for two seconds if that one is behind or stands still, and balance is
+// not worth that.
+func (h *Host) near(s *hosted, peer string) bool {
+	if s.ask == nil {
+		return true
+	}
+	ctx, cancel := context.WithTimeout(h.ctx, nearIn)
+	defer cancel()
+	b, err := s.ask(ctx, peer, GroupOf(s.id), []byte{askTerm})
+	if err != nil {
+		return false
+	}
+	if b, err = readAnswer(s.id, b); err != nil {
+		return false
+	}
+	r := wire.NewReader(b)
+	_, last := r.Uint(), r.Uint()
+	return r.Err() == nil && last+nearMax >= s.raft.LastIndex()
 }

@@ -109,6 +109,38 @@ func TestLeadershipIsProvedByWhatIsAskedNow(t *testing.T) {
 	eventually(t, "the leader is sure again", func() bool { return c.leader(0) != nil })
 }
 
+// TestLeadershipIsHandedOnlyToWhoIsNear: a replica that is far behind, or that
+// does not answer, would hold up its shard.
+func TestLeadershipIsHandedOnlyToWhoIsNear(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(nearMax + 8)
+	var n *testNode
+	eventually(t, "somebody leads", func() bool { n = c.leader(0); return n != nil })
+	n.host.mu.RLock()
+	hs := n.host.shards[0]
+	n.host.mu.RUnlock()
+	other := c.nodes[0].peer
+	if n == c.nodes[0] {
+		other = c.nodes[1].peer
+	}
+	eventually(t, "the other one is near", func() bool { return n.host.near(hs, other) })
+	behind := Asker(func(context.Context, string, uint32, []byte) ([]byte, error) {
+		return appendAnswer(nil, wire.AppendUint(wire.AppendUint(nil, 1), 1), nil), nil
+	})
+	silent := Asker(func(ctx context.Context, _ string, _ uint32, _ []byte) ([]byte, error) {
+		<-ctx.Done()
+		return nil, ctx.Err()
+	})
+	for what, ask := range map[string]*Asker{"behind": &behind, "silent": &silent} {
+		n.asked.Store(ask)
+		if n.host.near(hs, other) {
+			t.Errorf("%s: the replica counts as near", what)
+		}
+	}
+	n.asked.Store(nil)
+}
+
 // operation is one step of a client, and what came of it. Values are unique, so
 // that a revision is a value as far as the history knows.
 type operation struct {

@@ -163,5 +163,6 @@ func (h *Host) AnswerAtOnce(group uint32, question []byte) ([]byte, bool) {
 	if !ok {
 		return appendAnswer(nil, nil, &NotLeaderError{Shard: ShardOfGroup(group)}), true
 	}
-	return appendAnswer(nil, wire.AppendUint(nil, s.raft.CurrentTerm()), nil), true
+	b := wire.AppendUint(nil, s.raft.CurrentTerm())
+	return appendAnswer(nil, wire.AppendUint(b, s.raft.LastIndex()), nil), true
 }
