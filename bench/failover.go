@@ -96,11 +96,11 @@ func (w *watcher) acked(time.Duration) {
 	w.last = now
 }
 
-// reset begins a new observation.
+// reset begins a new observation: what was before does not count.
 func (w *watcher) reset() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.longest = 0
+	w.longest, w.last = 0, time.Now()
 }
 
 // gap is the longest time without an ack since reset, the present one included.
