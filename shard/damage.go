@@ -16,6 +16,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -66,65 +67,75 @@ func checkSnapshots(logger *slog.Logger, id telemetry.ShardID, dir string, log r
 
 // CheckSnapshots verifies the latest raft snapshot below dir; name is that of a
 // damaged one, with the reason as err. Raft falls back to an older one by itself,
-// which is right where the log still reaches back to that: then the latest was
-// never finished, and nothing was deleted because of it. Otherwise the entries
-// between the two would be missing.
+// which is right only where the log still reaches back to that: otherwise the
+// entries between the two would be missing. A snapshot that a crash has left
+// unfinished is renamed, so that nobody looks at it again: nothing was deleted
+// because of it.
 func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name string, err error) {
 	names, err := snapshotNames(dir)
 	if len(names) == 0 || err != nil {
 		return "", err
 	}
-	files, err := raft.NewFileSnapshotStoreWithLogger(dir, snapshotsKept, obs.Hclog(logger, hclog.Error))
+	files, err := snapfile.Open(dir, snapshotsKept, obs.Hclog(logger, hclog.Error))
 	if err != nil {
 		return "", fmt.Errorf("open snapshots in %s: %w", dir, err)
 	}
+	var unfinished []string
 	var damage error
-	upTo := uint64(0) // what can be started from
+	upTo, reach := uint64(0), uint64(0) // what can be started from, and what the log must reach without the damaged one
 	for _, n := range names {
-		meta, rc, err := files.Open(n) // verifies its checksum
+		if !snapfile.Finished(dir, n.id) {
+			unfinished = append(unfinished, n.id)
+			continue
+		}
+		meta, rc, err := files.Open(n.id) // verifies its checksums
 		if err != nil {
-			damage = errors.Join(damage, err)
+			damage, reach = errors.Join(damage, err), max(reach, n.order[1])
 			continue
 		}
 		if err := rc.Close(); err != nil {
-			return "", fmt.Errorf("close snapshot %s: %w", n, err)
+			return "", fmt.Errorf("close snapshot %s: %w", n.id, err)
 		}
 		upTo = meta.Index
 		break
 	}
-	if damage == nil {
+	if damage == nil && len(unfinished) == 0 {
 		return "", nil
 	}
-	bridged, err := bridges(log, files, names[0], upTo)
+	first, last, err := ends(log)
 	if err != nil {
-		return "", fmt.Errorf("look for what is behind snapshot %s: %w", names[0], err)
+		return "", fmt.Errorf("look for what is behind snapshot %s: %w", names[0].id, err)
 	}
-	if bridged {
-		logger.Warn("latest snapshot cannot be read, the log reaches back to the one before", "dir", dir, "snapshot", names[0], "err", damage)
-		return "", nil
+	if first > upTo+1 || damage != nil && (first == 0 || last < reach) {
+		return names[0].id, errors.Join(damage, fmt.Errorf("the log has entries %d to %d, and the snapshots are good up to %d", first, last, upTo))
 	}
-	return names[0], damage
+	logger.Warn("latest snapshot cannot be used, the log reaches back to the one before", "dir", dir, "snapshot", names[0].id, "err", damage)
+	for _, id := range unfinished {
+		path := filepath.Join(dir, "snapshots", id)
+		if err := os.Rename(path, path+".tmp"); err != nil {
+			return "", fmt.Errorf("set aside unfinished snapshot: %w", err)
+		}
+	}
+	return "", nil
 }
 
-// bridges reports whether the log alone leads on from entry upTo. It must reach as
-// far as a snapshot that raft lists: one behind the log's end was installed, and
-// the log is a leftover.
-func bridges(log raft.LogStore, files *raft.FileSnapshotStore, latest string, upTo uint64) (bool, error) {
-	first, err := log.FirstIndex()
-	if err != nil || first == 0 || first > upTo+1 {
-		return false, err
+func ends(log raft.LogStore) (first, last uint64, err error) {
+	if first, err = log.FirstIndex(); err != nil {
+		return 0, 0, err
 	}
-	last, err := log.LastIndex()
-	if err != nil {
-		return false, err
-	}
-	listed, err := files.List()
-	return len(listed) == 0 || listed[0].ID != latest || last >= listed[0].Index, err
+	last, err = log.LastIndex()
+	return first, last, err
+}
+
+// snapshotName is a snapshot by its directory; order is term, index and time.
+type snapshotName struct {
+	id    string
+	order [3]uint64
 }
 
 // snapshotNames lists raft's snapshots, the latest first. It goes by the names,
 // which a damaged description does not touch.
-func snapshotNames(dir string) (out []string, err error) {
+func snapshotNames(dir string) (out []snapshotName, err error) {
 	entries, err := os.ReadDir(filepath.Join(dir, "snapshots"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -132,19 +143,17 @@ func snapshotNames(dir string) (out []string, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("list snapshots: %w", err)
 	}
-	age := map[string][]uint64{} // term, index, time
 	for _, e := range entries {
-		order := make([]uint64, 3)
-		if strings.HasSuffix(e.Name(), ".tmp") || !e.IsDir() {
+		n := snapshotName{id: e.Name()}
+		if strings.HasSuffix(n.id, ".tmp") || !e.IsDir() {
 			continue
 		}
-		if _, err := fmt.Sscanf(e.Name(), "%d-%d-%d", &order[0], &order[1], &order[2]); err != nil {
+		if _, err := fmt.Sscanf(n.id, "%d-%d-%d", &n.order[0], &n.order[1], &n.order[2]); err != nil {
 			continue // not raft's
 		}
-		age[e.Name()] = order
-		out = append(out, e.Name())
+		out = append(out, n)
 	}
-	slices.SortFunc(out, func(a, b string) int { return slices.Compare(age[b], age[a]) })
+	slices.SortFunc(out, func(a, b snapshotName) int { return slices.Compare(b.order[:], a.order[:]) })
 	return out, nil
 }
 

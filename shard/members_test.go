@@ -211,24 +211,45 @@ func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
 }
 
 func TestUnfinishedSnapshotIsNoDamageWhileTheLogReachesBack(t *testing.T) {
-	dir := t.TempDir()
-	log := raft.NewInmemStore()
-	if err := os.MkdirAll(filepath.Join(dir, "snapshots", "2-40-1700000000000"), 0o750); err != nil { // a name without files
-		t.Fatal(err)
-	}
-	for i := range uint64(50) {
-		if err := log.StoreLog(&raft.Log{Index: i + 1, Term: 1}); err != nil {
+	const id = "2-40-1700000000000"
+	for _, c := range []struct {
+		what        string
+		first, last uint64 // of the log
+		sum         string // content of the file that finishes a snapshot; "" is none
+		damaged     bool
+	}{
+		{"unfinished, the whole log", 1, 50, "", false},
+		{"unfinished, being installed over a short log", 1, 20, "", false},
+		{"unfinished, the first one of a new replica", 0, 0, "", false},
+		{"unfinished, but the log begins behind it", 31, 50, "", true},
+		{"rotten, the whole log", 1, 50, "x", false},
+		{"rotten, and the log ends before it", 1, 20, "x", true},
+		{"rotten, and the log begins behind it", 41, 50, "x", true},
+		{"rotten, without a log", 0, 0, "x", true},
+	} {
+		dir := t.TempDir()
+		path := filepath.Join(dir, "snapshots", id)
+		if err := os.MkdirAll(path, 0o750); err != nil {
 			t.Fatal(err)
 		}
-	}
-	if name, err := CheckSnapshots(quiet(), dir, log); name != "" || err != nil {
-		t.Errorf("with the whole log: %q, %v", name, err)
-	}
-	if err := log.DeleteRange(1, 30); err != nil {
-		t.Fatal(err)
-	}
-	if name, err := CheckSnapshots(quiet(), dir, log); name != "2-40-1700000000000" || err == nil {
-		t.Errorf("with the log from 31 on: %q, %v, want damage", name, err)
+		if c.sum != "" {
+			if err := os.WriteFile(filepath.Join(path, "meta.sum"), []byte(c.sum), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		log := raft.NewInmemStore()
+		for i := c.first; i <= c.last && c.first > 0; i++ {
+			if err := log.StoreLog(&raft.Log{Index: i, Term: 1}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		name, err := CheckSnapshots(quiet(), dir, log)
+		if damaged := name == id && err != nil; damaged != c.damaged || name == "" && err != nil {
+			t.Errorf("%s: damaged %q, %v, want %v", c.what, name, err, c.damaged)
+		}
+		if _, err := os.Stat(path); (err == nil) != (c.damaged || c.sum != "") {
+			t.Errorf("%s: its directory: %v", c.what, err)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -63,6 +64,13 @@ func (s *Store) Open(id string) (*raft.SnapshotMeta, io.ReadCloser, error) {
 		return nil, nil, fmt.Errorf("snapshot %s is damaged: %s has not the checksum in %s", id, metaFile, sumFile)
 	}
 	return s.FileSnapshotStore.Open(id)
+}
+
+// Finished reports whether the snapshot id below dir was taken to its end: Close
+// has written its last file. One that was not may be forgotten.
+func Finished(dir, id string) bool {
+	_, err := os.Stat(filepath.Join(dir, subdir, id, sumFile))
+	return !errors.Is(err, fs.ErrNotExist)
 }
 
 // The files of a snapshot that are looked at here.
