@@ -12,7 +12,8 @@ import (
 // leads) the filters somebody subscribed to, in the order of their last change,
 // so that a peer which knows version v needs what stands behind v and no more.
 type board struct {
-	now func() time.Time
+	now   func() time.Time
+	valid func(source string) bool // may still be spoken for: a shard that is led here
 
 	mu      sync.Mutex
 	sources map[string]*source
@@ -62,8 +63,8 @@ type pull struct {
 	until time.Time
 }
 
-func newBoard(now func() time.Time) *board {
-	return &board{now: now, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{}, epochs: map[string]uint64{},
+func newBoard(now func() time.Time, valid func(string) bool) *board {
+	return &board{now: now, valid: valid, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{}, epochs: map[string]uint64{},
 		held: map[string]map[string]mark{}, changed: make(chan struct{})}
 }
 
@@ -186,7 +187,7 @@ func (b *board) take(p *pull) {
 
 func (b *board) newsLocked(p *pull) bool {
 	for id, s := range b.sources {
-		if p.known[id] != s.mark {
+		if p.known[id] != s.mark && b.valid(id) {
 			return true
 		}
 	}
@@ -220,11 +221,19 @@ func (b *board) answerLocked(p *pull) {
 
 // newsFor encodes every source with what stands behind the known version, as far
 // as it fits into one answer. Sources without news are in it too: being named is
-// what renews a lease.
+// what renews a lease. One that is no longer ours to speak for is not, even if we
+// have not been told yet.
 func (b *board) newsFor(known map[string]mark) []byte {
-	out := wire.AppendUint([]byte{pullVersion}, uint64(len(b.sources)))
+	var ids []string
+	for id := range b.sources {
+		if b.valid(id) {
+			ids = append(ids, id)
+		}
+	}
+	out := wire.AppendUint([]byte{pullVersion}, uint64(len(ids)))
 	room := newsBytesMax
-	for id, s := range b.sources {
+	for _, id := range ids {
+		s := b.sources[id]
 		from, reset := known[id], false
 		if from.gen != s.gen || from.ver > s.ver {
 			from, reset = mark{s.gen, 0}, true

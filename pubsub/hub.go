@@ -60,8 +60,9 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net, sh
 	if err != nil {
 		return nil, err
 	}
-	h := &Hub{log: logger, cfg: cfg, net: net, shards: shards, metrics: m, board: newBoard(time.Now), routes: newRoutes(cfg.Self),
+	h := &Hub{log: logger, cfg: cfg, net: net, shards: shards, metrics: m, routes: newRoutes(cfg.Self),
 		peers: map[string]*peer{}, own: map[string]int{}, lanes: map[telemetry.ShardID]*lane{}, led: map[telemetry.ShardID]uint64{}, wills: map[willKey]bool{}}
+	h.board = newBoard(time.Now, h.speaksFor)
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.board.open(cfg.Self, cfg.Epoch)
 	h.routes.apply(cfg.Self, mark{cfg.Epoch << eraBits, 1}, true, nil)
@@ -71,6 +72,12 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net, sh
 		}
 	}
 	return h, nil
+}
+
+// speaksFor reports whether a source is this node's to announce right now.
+func (h *Hub) speaksFor(source string) bool {
+	id, ok := shardOfSource(source)
+	return !ok || h.shards.Leads(id)
 }
 
 // Start begins to exchange indexes with the peers; messages for this node's

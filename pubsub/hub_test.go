@@ -415,7 +415,7 @@ func TestASubscriberNodeThatStandsStillBoundsWhatWaitsForIt(t *testing.T) {
 }
 
 func TestTombstonesArePrunedAndAPullerInTheMiddleStillLearnsAll(t *testing.T) {
-	b := newBoard(time.Now)
+	b := newBoard(time.Now, func(string) bool { return true })
 	b.open("n", 1)
 	r := newRoutes("self")
 	known := map[string]mark{}
@@ -589,5 +589,26 @@ func TestAWillIsSentByTheLeaderAndOnce(t *testing.T) {
 	})
 	if n := len(f.nodes[1].received()); n != 1 {
 		t.Fatalf("the will came %d times", n)
+	}
+}
+
+func TestADeposedLeaderGivesNoLease(t *testing.T) {
+	leads := true
+	b := newBoard(time.Now, func(string) bool { return leads })
+	b.open("s:3", 7)
+	r := newRoutes("self")
+	until := time.Now().Add(time.Hour)
+	if _, err := r.decodeNews(b.newsFor(nil), until); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.sources["s:3"].until; !got.Equal(until) {
+		t.Fatalf("a leader's lease ends at %v", got)
+	}
+	leads = false // it has not been told yet
+	if _, err := r.decodeNews(b.newsFor(r.marks()), until.Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.sources["s:3"].until; !got.Equal(until) {
+		t.Fatalf("a deposed leader renewed the lease until %v", got)
 	}
 }

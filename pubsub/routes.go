@@ -49,14 +49,20 @@ func newRoutes(self string) *routes { return &routes{self: self, sources: map[st
 
 func shardSource(id telemetry.ShardID) string { return "s:" + strconv.FormatUint(uint64(id), 10) }
 
+// shardOfSource is the inverse of shardSource; false for a node.
+func shardOfSource(source string) (telemetry.ShardID, bool) {
+	text, ok := strings.CutPrefix(source, "s:")
+	n, err := strconv.ParseUint(text, 10, 32)
+	return telemetry.ShardID(n), ok && err == nil
+}
+
 func (r *routes) originLocked(id string) *origin {
 	o := r.sources[id]
 	if o == nil {
 		o = &origin{id: id, shared: map[string]*target{}, known: map[string]bool{}}
 		o.plain = &target{origin: o}
-		if text, ok := strings.CutPrefix(id, "s:"); ok {
-			n, _ := strconv.ParseUint(text, 10, 32) // ids come from shardSource
-			o.shard = telemetry.ShardID(n)
+		if shard, ok := shardOfSource(id); ok {
+			o.shard = shard
 		} else {
 			o.peer = id
 		}

@@ -250,6 +250,7 @@ func (s *Shard) lead(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			s.lostSessions()
 			return
 		case leader := <-s.raft.LeaderCh():
 			s.readable.Store(0)
