@@ -121,6 +121,9 @@ func (m *machine) applyMessage(index uint64, pos int, b *block.Block, p *pending
 		return telemetry.Duplicate
 	}
 	m.touch(index, dev)
+	if len(m.waves) > 0 {
+		m.ebb(index, e.Received)
+	}
 	m.applyHeard(index, dev, d.lastSeen, e.Received)
 	d.lastSeen = max(d.lastSeen, e.Received)
 	m.applyAttributes(index, d, e, b)

@@ -122,7 +122,7 @@ func (m *machine) applyVerdict(index uint64, pos int, dev uint32, e *block.Entry
 	a := m.alerts.at(w.alert)
 	switch v.Alert {
 	case anomaly.Opened:
-		if e.Received < w.until {
+		if e.Received < w.until || m.surge(index, pos, dev, e, &v) {
 			return
 		}
 		w.alert = m.alerts.open(telemetry.Anomaly{ID: fmt.Sprintf("%d-%d-%d", m.shard, index, pos), Device: m.registry.devices.peek(dev).id, Opened: e.Time})
@@ -210,7 +210,7 @@ func targetEntry(perMonth float64) []byte {
 
 // setTarget changes the detector for good; 0 keeps the default.
 func (m *machine) setTarget(perMonth float64) error {
-	p := m.detector.Params()
+	p := m.usual.Params()
 	if perMonth != 0 {
 		p.AlarmsPerDeviceMonth = perMonth
 	}

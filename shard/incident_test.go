@@ -1,8 +1,13 @@
 package shard
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"testing"
+
+	"github.com/hashicorp/raft"
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -172,8 +177,81 @@ func TestTargetIsReplicated(t *testing.T) {
 	if res := r.entry(targetEntry(25)); res != nil {
 		t.Fatal(res)
 	}
-	copied := restoreMachine(t, r.snapshotBytes())
-	if got := copied.detector.Params().AlarmsPerDeviceMonth; got != 25 || copied.digest() != r.digest() {
-		t.Errorf("restored target %v, want 25", got)
+	r.waves = []wave{{model: "m", last: 7, count: 3}}
+	f := &fsm{machine: newMachine(3, testDetector()), logs: raft.NewInmemStore(), restored: func(uint64) {}}
+	for _, target := range []float64{25, 0} { // a replica that had one takes the one that it is sent
+		if err, ok := r.entry(targetEntry(target)).(error); ok {
+			t.Fatal(err)
+		}
+		if err := f.Restore(io.NopCloser(bytes.NewReader(r.snapshotBytes()))); err != nil {
+			t.Fatal(err)
+		}
+		want := target
+		if target == 0 {
+			want = anomaly.DefaultParams().AlarmsPerDeviceMonth
+		}
+		if got := f.detector.Params().AlarmsPerDeviceMonth; got != want || f.digest() != r.digest() || len(f.waves) != 1 {
+			t.Errorf("restored target %v, want %v; %d waves", got, want, len(f.waves))
+		}
+	}
+}
+
+// Forty devices of a model that jump together are a handful of anomalies and a
+// wave, which ends when no more of them follow; a device of another model is an
+// anomaly of its own.
+func TestDevicesOfAModelThatJumpTogetherAreOneAnomaly(t *testing.T) {
+	r := newRig(t)
+	const devices = 40
+	say := func(at int64, x float64, only string) {
+		var ms []telemetry.Message
+		for i := range devices + 1 {
+			m := message(fmt.Sprintf("d%d", i), at, x+float64((int(at/second)+31*i)*7919%13)/10)
+			m.Attributes = []telemetry.Attribute{{Key: "model", Value: "m1"}}
+			if i == devices {
+				m.Attributes[0].Value = "m2"
+			}
+			if only == "" || only == m.Attributes[0].Value {
+				ms = append(ms, m)
+			}
+		}
+		r.block(ms...)
+	}
+	at := int64(epoch2026)
+	for range 600 {
+		at += 60 * second
+		say(at, 20, "")
+	}
+	r.takeEvents()
+	before := len(r.alerts.list)
+	at += 60 * second
+	say(at, 90, "")
+	single, other, waves := 0, 0, 0
+	for _, a := range r.alerts.list[before:] {
+		switch {
+		case a.Device == "model:m1":
+			waves++
+		case a.Device == "d40":
+			other++
+		default:
+			single++
+		}
+	}
+	if waves != 1 || other != 1 || single != waveLeast-1 {
+		t.Fatalf("%d waves, %d of the other model, %d single anomalies, want 1, 1 and %d", waves, other, single, waveLeast-1)
+	}
+	if copied := restoreMachine(t, r.snapshotBytes()); copied.digest() != r.digest() || len(copied.waves) != 2 {
+		t.Error("the restored state differs")
+	}
+	for range 31 {
+		at += 60 * second
+		say(at, 20, "m2")
+	}
+	for i := range r.alerts.list {
+		if a := r.alerts.list[i]; a.Device == "model:m1" && a.Closed == 0 {
+			t.Errorf("the wave is still open: %+v", a.Anomaly)
+		}
+	}
+	if len(r.waves) > 1 {
+		t.Errorf("%d waves are remembered", len(r.waves))
 	}
 }

@@ -36,11 +36,13 @@ type Counts struct {
 type machine struct {
 	mu       sync.Mutex
 	shard    telemetry.ShardID
+	usual    *anomaly.Detector // with the default target
 	detector *anomaly.Detector
 
 	target      float64 // of the detector, 0 the default
-	index, term uint64  // last entry applied
-	now         int64   // latest EntryTime
+	waves       []wave
+	index, term uint64 // last entry applied
+	now         int64  // latest EntryTime
 	origins     origins
 	dups        dupKeys
 	registry    *registry
@@ -75,7 +77,7 @@ type scratch struct {
 }
 
 func newMachine(shard telemetry.ShardID, detector *anomaly.Detector) *machine {
-	return &machine{shard: shard, detector: detector, origins: origins{}, registry: newRegistry(), alerts: newAlerts(), sessions: session.New()}
+	return &machine{shard: shard, usual: detector, detector: detector, origins: origins{}, registry: newRegistry(), alerts: newAlerts(), sessions: session.New()}
 }
 
 // apply applies one entry. The answer to a block is a Result; control entries

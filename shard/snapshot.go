@@ -163,7 +163,7 @@ func dropReplaced(log Log, files *raft.FileSnapshotStore) error {
 // Restore implements raft.FSM.
 func (f *fsm) Restore(rc io.ReadCloser) error {
 	defer func() { _ = rc.Close() }() // read to its end; nothing depends on Close
-	fresh := newMachine(f.shard, f.detector)
+	fresh := newMachine(f.shard, f.usual)
 	fresh.pending.retain = f.pending.retain
 	if f.dir != "" {
 		fresh.parking = newParking(f.dir, parkAbove)
@@ -191,6 +191,7 @@ func (f *fsm) replace(fresh *machine, rc io.Reader) error {
 	m.origins, m.dups, m.registry = fresh.origins, fresh.dups, fresh.registry
 	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
 	m.touched, m.puts, m.sessions = fresh.touched, fresh.puts, fresh.sessions
+	m.target, m.detector, m.waves = fresh.target, fresh.detector, fresh.waves
 	if m.parking != nil {
 		m.parking.close() // whoever still reads there fails and tries again with what is here now
 	}

@@ -29,7 +29,8 @@ func (m *machine) appendHead(b []byte) []byte {
 	}
 	b = m.origins.append(b)
 	b = m.puts.append(b)
-	return m.alerts.append(b)
+	b = m.alerts.append(b)
+	return m.appendWaves(b)
 }
 
 func (m *machine) decodeHead(r *wire.Reader) error {
@@ -55,6 +56,7 @@ func (m *machine) decodeHead(r *wire.Reader) error {
 	m.origins.decode(r)
 	m.puts.decode(r)
 	m.alerts.decode(r)
+	m.decodeWaves(r)
 	return r.Err()
 }
 
