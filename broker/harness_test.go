@@ -77,8 +77,8 @@ func (m *memory) next(t testing.TB) *held {
 	select {
 	case h := <-m.queue:
 		return h
-	case <-time.After(5 * time.Second):
-		t.Fatal("no publish reached the ingest path within 5s")
+	case <-time.After(20 * time.Second):
+		t.Fatal("no publish reached the ingest path within 20s")
 		return nil
 	}
 }
@@ -298,7 +298,7 @@ func (c *client) tryRead(d time.Duration) (packets.Packet, error) {
 
 func (c *client) read() packets.Packet {
 	c.t.Helper()
-	pk, err := c.tryRead(5 * time.Second)
+	pk, err := c.tryRead(20 * time.Second)
 	if err != nil {
 		c.t.Fatalf("read packet: %v", err)
 	}
@@ -335,12 +335,12 @@ func (c *client) ping() {
 // closed wants the connection to end, after a DISCONNECT with the code if it is not 0.
 func (c *client) closed(code byte) {
 	c.t.Helper()
-	pk, err := c.tryRead(5 * time.Second)
+	pk, err := c.tryRead(20 * time.Second)
 	if code != 0 {
 		if err != nil || pk.FixedHeader.Type != packets.Disconnect || pk.ReasonCode != code {
 			c.t.Fatalf("got %s (%v), want DISCONNECT %#x", describe(pk), err, code)
 		}
-		pk, err = c.tryRead(5 * time.Second)
+		pk, err = c.tryRead(20 * time.Second)
 	}
 	if !errors.Is(err, errClosed) {
 		c.t.Fatalf("got %s (%v), want the connection closed", describe(pk), err)
@@ -355,9 +355,9 @@ func describe(pk packets.Packet) string {
 // eventually waits for a condition that another goroutine brings about.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	for end := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
-			t.Fatalf("not within 5s: %s", what)
+			t.Fatalf("not within 20s: %s", what)
 		}
 	}
 }
