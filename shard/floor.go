@@ -15,24 +15,30 @@ const (
 // While the disk runs out of room, nothing that is stored stays in the log: not
 // for a database that might lose it, nor for followers that are a little behind.
 const (
-	pressedLogBytes     = 4 << 20 // that a snapshot must free to be worth taking
-	pressedTrailingLogs = 64
+	pressedLogBytes     = 1 << 20 // that a snapshot must free to be worth taking
+	pressedTrailingLogs = 1       // entries may be large
 )
 
 // Press tells the shards that the log is short of room, or no longer.
 func (h *Host) Press(short bool) { h.turns.pressed.Store(short) }
 
 // worthItsRoom reports whether a snapshot now would free enough of a log that is
-// short of room. since is the log's size behind the latest one.
-func (s *Shard) worthItsRoom(since int64) bool {
+// short of room: of what lies before the durable index, however old the latest
+// snapshot is. One that was taken while the store was away freed nothing.
+func (s *Shard) worthItsRoom() bool {
 	if !s.flush.turns.pressed.Load() {
+		return false
+	}
+	first, err := s.log.FirstIndex()
+	if err != nil || first == 0 {
 		return false
 	}
 	m := s.fsm.machine
 	m.mu.Lock()
 	durable := m.pending.durable
 	m.mu.Unlock()
-	return since-s.log.BytesSince(durable) >= max(min(pressedLogBytes, s.limits.SnapshotLogBytes), s.snapshotCost()/snapshotRatio)
+	freed := s.log.BytesSince(first-1) - s.log.BytesSince(durable)
+	return freed >= max(min(pressedLogBytes, s.limits.SnapshotLogBytes), s.snapshotCost()/snapshotRatio)
 }
 
 // trail sets how many entries raft leaves behind a snapshot.

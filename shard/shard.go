@@ -335,7 +335,7 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 // Host calls it for one shard after the other.
 func (s *Shard) maybeSnapshot() {
 	since := s.log.BytesSince(s.snapIndex.Load())
-	if since < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom(since) {
+	if since < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom() {
 		return
 	}
 	s.trail()
