@@ -180,8 +180,7 @@ func (in *incoming) Read(p []byte) (int, error) {
 			continue
 		}
 		n, err := s.Read(p[:min(int64(len(p)), left)])
-		if n > 0 {
-			in.took(n)
+		if n > 0 && in.took(s, n) {
 			return n, nil
 		}
 		if err != nil {
@@ -216,10 +215,16 @@ func (in *incoming) detach(s *Stream) {
 	_ = s.nc.Close()
 }
 
-// took counts n bytes that raft has now.
-func (in *incoming) took(n int) {
+// took counts n bytes of s that raft has now. False: the sender has come back on
+// another connection meanwhile and was told to go on from before them; they come
+// again.
+func (in *incoming) took(s *Stream, n int) bool {
 	in.m.metrics.snapshotBytes.WithLabelValues("received").Add(float64(n))
 	in.mu.Lock()
+	if in.stream != s {
+		in.mu.Unlock()
+		return false
+	}
 	in.taken += int64(n)
 	tell := in.taken-in.told >= ackBytes
 	if tell {
@@ -232,6 +237,7 @@ func (in *incoming) took(n int) {
 		default:
 		}
 	}
+	return true
 }
 
 // hears reports whether peer has a connection to us.

@@ -245,6 +245,41 @@ func TestBrokenSnapshotGoesOnWhereItWas(t *testing.T) {
 	}
 }
 
+func TestBytesOfAConnectionThatWasReplacedDoNotCount(t *testing.T) {
+	m := newTestMux(t, newDirectory(), peerID(0))
+	stream := func() (*Stream, net.Conn) {
+		here, there := net.Pipe()
+		t.Cleanup(func() { _, _ = here.Close(), there.Close() })
+		return &Stream{m: m, nc: here, free: func() {}}, there
+	}
+	old, sender := stream()
+	in := &incoming{m: m, from: peerID(1), request: &raft.InstallSnapshotRequest{Size: 8}, acks: make(chan struct{}, 1),
+		done: make(chan struct{}), changed: make(chan struct{})}
+	if _, err := in.attach(old); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _, _ = sender.Write([]byte("ab")) }()
+	got := make([]byte, 2)
+	if _, err := io.ReadFull(in, got); err != nil {
+		t.Fatal(err)
+	}
+	// The sender is told to go on behind "ab" while "cd", sent on the old connection,
+	// has just been read from it.
+	fresh, sender := stream()
+	taken, err := in.attach(fresh)
+	if err != nil || taken != 2 {
+		t.Fatalf("%d, %v", taken, err)
+	}
+	if in.took(old, 2) {
+		t.Error("bytes of the old connection count")
+	}
+	go func() { _, _ = sender.Write([]byte("cdefgh")) }()
+	rest, err := io.ReadAll(in)
+	if err != nil || string(got)+string(rest) != "abcdefgh" {
+		t.Errorf("%q and %q, %v", got, rest, err)
+	}
+}
+
 func TestSnapshotOfADeadSenderIsGivenUpAtOnce(t *testing.T) {
 	d := newDirectory()
 	a, b := newTestMux(t, d, peerID(0)), newTestMux(t, d, peerID(1))
