@@ -109,7 +109,7 @@ func TestSmallBatchesShareATransaction(t *testing.T) {
 	}
 }
 
-// TestRefusedRowOfOneShardKeepsTheOthersOut of the search for it.
+// The row that one shard refuses is searched for among its own alone.
 func TestRefusedRowOfOneShard(t *testing.T) {
 	s := server(t)
 	url := s.Database(t)
