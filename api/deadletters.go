@@ -63,10 +63,10 @@ func (l DeadLetterList) writeJSON(w io.Writer) error {
 	return writeList(w, "deadletters", l.DeadLetters, l.Next)
 }
 
-// noDatabase answers for the embedded store.
+// database is an error with the embedded store.
 func (s *Server) database() (Database, error) {
 	if s.backend.Database == nil {
-		return nil, fmt.Errorf("this cluster stores its rows in files, which refuse none: %w", ErrNotFound)
+		return nil, newProblem(http.StatusNotFound, "this cluster stores its rows in files, which refuse none and lose none: dead letters and losses are a database's")
 	}
 	return s.backend.Database, nil
 }

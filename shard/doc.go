@@ -48,8 +48,8 @@
 //
 // It does not place shards (cluster/placement), decide who is dead
 // (cluster/detector), fetch segments that a rebuilt replica lacks (its owner
-// does, see Host.Stored), or serve sessions: their entry kinds are answered with
-// a KindError.
+// does, see Host.Stored), or know what a session is: their entries go to package
+// session, and what follows from them to whoever is Sessions.
 //
 // FORMAT.md has the bytes, DESIGN.md the reasons.
 //
