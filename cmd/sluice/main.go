@@ -22,10 +22,10 @@ type cli struct {
 	Config    configCmd `cmd:"" help:"Check or print a node's configuration."`
 
 	Status     statusCmd     `cmd:"" help:"Show nodes, shards and the ledger of the cluster."`
-	Nodes      nodesCmd      `cmd:"" help:"List the nodes, or evict one."`
-	Shards     shardsCmd     `cmd:"" help:"List the shards with leaders, replicas and backlog."`
-	Device     deviceCmd     `cmd:"" help:"List or show devices."`
-	Query      queryCmd      `cmd:"" help:"Print readings of a device."`
+	Nodes      nodesCmd      `cmd:"" help:"List the nodes, or evict one for ever."`
+	Shards     shardsCmd     `cmd:"" help:"List the shards, or accept the loss of rows that a database has lost."`
+	Device     deviceCmd     `cmd:"" help:"List and show devices, read and set their attributes."`
+	Query      queryCmd      `cmd:"" help:"Print readings of a device, or figures over buckets of time."`
 	Anomalies  anomaliesCmd  `cmd:"" help:"List or follow anomalies."`
 	Quarantine quarantineCmd `cmd:"" help:"List, replay or drop messages that are no telemetry."`
 
@@ -36,11 +36,11 @@ type cli struct {
 	Detect   detectCmd   `cmd:"" help:"Find anomalies in a CSV file, without a cluster."`
 
 	Cluster  clusterCmd  `cmd:"" help:"Create a cluster."`
-	Drain    drainCmd    `cmd:"" help:"Take a node out of service."`
+	Drain    drainCmd    `cmd:"" help:"Let a node's clients, leaderships and then its replicas go to the others, until its next start."`
 	Database databaseCmd `cmd:"" help:"Prepare the database."`
 	WAL      walCmd      `cmd:"" name:"wal" help:"Look into a stopped node's log."`
 
-	Bench   benchCmd   `cmd:"" help:"Measure."`
+	Bench   benchCmd   `cmd:"" help:"Measure on this machine."`
 	Version versionCmd `cmd:"" help:"Print the version."`
 }
 
