@@ -22,7 +22,7 @@ type devCmd struct {
 	Simulate int           `default:"0" help:"Simulated devices that publish once per second."`
 	Database string        `default:"" help:"postgres:// URL to store rows in; empty: embedded Parquet files."`
 	Shards   uint32        `default:"24" help:"Shards of a new cluster."`
-	Flush    time.Duration `default:"0" help:"Flush interval of the nodes; 0: their default."`
+	Flush    time.Duration `default:"0" help:"Flush interval of the nodes; 0: 10s, or 1s with a database."`
 }
 
 // devFlush is the flush interval of a local cluster with the embedded store: who
