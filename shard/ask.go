@@ -36,7 +36,7 @@ const (
 	askAttributes  = 'p'
 	askPut         = 'P'
 	askApplied     = 'i' // an index that is applied: Put.Base
-	askTerm        = 't' // of the replica's raft, and the last index of its log
+	askTerm        = 't' // of the replica's raft, the last index of its log, whether its disk is slow
 	askMember      = 'm'
 	askRebuild     = 'R'
 	askWatch       = 'W' // an operator's word about anomalies

@@ -67,6 +67,7 @@ type testNode struct {
 	links  map[string]*link      // to the other nodes; nil: straight to them
 	using  sync.RWMutex          // who is not to be killed meanwhile
 	asked  atomic.Pointer[Asker] // answers in place of the peers
+	syncs  atomic.Int64          // what its log's syncs take, in nanoseconds
 }
 
 func newTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
@@ -263,6 +264,7 @@ func (n *testNode) start() {
 	}, Deps{
 		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
 		Stores: stores, Detector: testDetector(), Emit: func([]Event) {},
+		SyncLatency: func() time.Duration { return time.Duration(n.syncs.Load()) },
 		Evicted: func(peer string) bool {
 			n.c.mu.Lock()
 			defer n.c.mu.Unlock()

@@ -12,13 +12,14 @@ import (
 )
 
 // Fast elections. Raft's own timers are long, so that a busy CPU never causes an
-// election; these three make the common cases fast:
+// election; these make the common cases fast:
 //
 //   - a leader's node is down by two independent signals: the survivors stand,
 //     the first in line at once, the next one standStagger later;
 //   - the whole cluster restarts: nobody knows a leader, so replicas stand in
 //     line as soon as a quorum of them says so;
-//   - leaders pile up on one node: they are handed to the preferred replica.
+//   - leaders pile up on one node: they are handed to the preferred replica;
+//   - the disk under a leader's log is slow: it hands over to one whose is not.
 const (
 	standStagger = 300 * time.Millisecond
 	standEvery   = 100 * time.Millisecond
@@ -26,6 +27,7 @@ const (
 	// leader that is alive is heard of within a heartbeat, a tenth of its timeout.
 	standAfter     = 400 * time.Millisecond
 	balanceEvery   = 2 * time.Second
+	diskEvery      = 250 * time.Millisecond // a disk shows itself by a few syncs, not by one
 	handOversATick = 2
 )
 
@@ -45,6 +47,7 @@ type Peers interface {
 func (h *Host) Run(ctx context.Context, peers Peers) {
 	var balancing sync.WaitGroup
 	balancing.Go(func() { every(ctx, balanceEvery, func(time.Time) { h.balance() }) }) // a hand-over may wait for seconds
+	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk() }) })
 	balancing.Go(func() { every(ctx, membersEvery, func(time.Time) { h.tendMembers(ctx, peers) }) })
 	every(ctx, standEvery, func(now time.Time) { h.standLeaderless(ctx, now, peers) })
 	balancing.Wait()

@@ -98,6 +98,9 @@ func (h *Host) balance() {
 	if draining {
 		return
 	}
+	if h.slow.Load() {
+		return // see tendDisk
+	}
 	moved := 0
 	for _, s := range h.all() {
 		if h.ctx.Err() != nil {
@@ -146,6 +149,51 @@ func (h *Host) near(s *hosted, peer string) bool {
 		return false
 	}
 	r := wire.NewReader(b)
-	_, last := r.Uint(), r.Uint()
-	return r.Err() == nil && last+nearMax >= s.raft.LastIndex()
+	_, last, slow := r.Uint(), r.Uint(), r.Bool()
+	return r.Err() == nil && !slow && last+nearMax >= s.raft.LastIndex()
+}
+
+// slowSync is from when on a disk is slow: a leader waits for its own sync before
+// it counts its vote for an entry, and for nothing else that long. Half of it ends
+// the state, so that a disk on the edge does not make leaderships wander.
+const slowSync = 100 * time.Millisecond
+
+// tendDisk looks at the log's syncs and gives leaderships away while they are slow.
+// Peers hear of it from AnswerAtOnce and hand nothing here meanwhile.
+func (h *Host) tendDisk() {
+	if h.deps.SyncLatency == nil {
+		return
+	}
+	took, slow := h.deps.SyncLatency(), h.slow.Load()
+	if now := took > slowSync || slow && took > slowSync/2; now != slow {
+		h.slow.Store(now)
+		h.logger.Warn("disk of the log", "slow", now, "sync", took)
+	}
+	if h.slow.Load() {
+		h.relieve()
+	}
+}
+
+// relieve gives leaderships away from a node with a slow disk, to replicas whose
+// disk is not. Where all are slow, they stay.
+func (h *Host) relieve() {
+	for _, s := range h.all() {
+		if h.ctx.Err() != nil {
+			return
+		}
+		if s.raft.State() != raft.Leader || s.readable.Load() == 0 {
+			continue
+		}
+		for _, p := range h.heirs(s) {
+			if !h.near(s, p) {
+				continue
+			}
+			if err := s.HandOver(p); err != nil {
+				s.logger.Debug("leadership stays on a slow disk", "peer", p, "err", err)
+				continue
+			}
+			h.metrics.handOvers.Inc()
+			break
+		}
+	}
 }

@@ -115,6 +115,9 @@ type Deps struct {
 	// Draining reports whether a peer gives its leaderships away, so that none is
 	// handed to it; nil is nobody. It must not block.
 	Draining func(peer string) bool
+	// SyncLatency is how long the sync of the log takes lately; a node with a slow
+	// disk leads no shard if another can. nil: not known.
+	SyncLatency func() time.Duration
 	// Evicted reports whether a peer was replaced or removed for ever, so that no
 	// group waits for it; nil is nobody. It must not block.
 	Evicted func(peer string) bool
@@ -135,6 +138,7 @@ type Host struct {
 	cfg     HostConfig
 	deps    Deps
 	turns   *turns
+	slow    atomic.Bool // the disk of the log; set by tendDisk
 
 	mu       sync.RWMutex
 	shards   map[telemetry.ShardID]*hosted

@@ -164,5 +164,6 @@ func (h *Host) AnswerAtOnce(group uint32, question []byte) ([]byte, bool) {
 		return appendAnswer(nil, nil, &NotLeaderError{Shard: ShardOfGroup(group)}), true
 	}
 	b := wire.AppendUint(nil, s.raft.CurrentTerm())
-	return appendAnswer(nil, wire.AppendUint(b, s.raft.LastIndex()), nil), true
+	b = wire.AppendUint(b, s.raft.LastIndex())
+	return appendAnswer(nil, wire.AppendBool(b, h.slow.Load()), nil), true
 }

@@ -37,6 +37,8 @@ type Log struct {
 	failed chan struct{}
 	down   atomic.Bool // err is set or closed; spares readers the lock
 
+	syncTook atomic.Int64 // nanoseconds, see SyncLatency
+
 	gmu    sync.RWMutex
 	groups map[uint32]*Group
 

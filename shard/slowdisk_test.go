@@ -1,0 +1,79 @@
+package shard
+
+import (
+	"testing"
+	"time"
+
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// led counts the shards that a node leads.
+func (c *testCluster) led(n *testNode, shards int) (count int) {
+	for id := range telemetry.ShardID(shards) {
+		if c.leader(id) == n {
+			count++
+		}
+	}
+	return count
+}
+
+// spread reports whether every node leads as many shards as the others.
+func (c *testCluster) spread(shards int) bool {
+	for _, n := range c.nodes {
+		if c.led(n, shards) != shards/len(c.nodes) {
+			return false
+		}
+	}
+	return true
+}
+
+// TestNodeWithASlowDiskLeadsNothing, and leads again when its disk has recovered.
+func TestNodeWithASlowDiskLeadsNothing(t *testing.T) {
+	const shards = 6
+	c := newTestCluster(t, 3, shards)
+	p := c.publisher(0)
+	p.publish(5)
+	led := func(n *testNode) int { return c.led(n, shards) }
+	spread := func() bool { return c.spread(shards) }
+	eventually(t, "every node leads its share", spread)
+	slow := c.nodes[0]
+	slow.syncs.Store(int64(2 * slowSync))
+	eventually(t, "the others lead all", func() bool {
+		return led(slow) == 0 && led(c.nodes[1])+led(c.nodes[2]) == shards
+	})
+	p.publish(5)
+	slow.syncs.Store(int64(slowSync * 3 / 4)) // on the edge: nothing changes
+	time.Sleep(balanceEvery + balanceEvery/2) // a look that must not be acted on
+	if n := led(slow); n != 0 {
+		t.Errorf("a disk on the edge leads %d shards again", n)
+	}
+	slow.syncs.Store(int64(slowSync / 10))
+	eventually(t, "every node leads its share again", spread)
+	p.publish(5)
+	p.check(slow)
+}
+
+// TestLeadershipsStayWhereAllDisksAreSlow: there is nobody better.
+func TestLeadershipsStayWhereAllDisksAreSlow(t *testing.T) {
+	c := newTestCluster(t, 3, 3)
+	p := c.publisher(0)
+	p.publish(5)
+	eventually(t, "every node leads its share", func() bool { return c.spread(3) })
+	for _, n := range c.nodes {
+		n.syncs.Store(int64(3 * slowSync))
+	}
+	for _, n := range c.nodes {
+		eventually(t, "the node knows", n.host.slow.Load)
+	}
+	var before [3]*testNode
+	for id := range before {
+		eventually(t, "somebody leads", func() bool { before[id] = c.leader(telemetry.ShardID(id)); return before[id] != nil })
+	}
+	time.Sleep(balanceEvery + balanceEvery/2)
+	for id, n := range before {
+		if now := c.leader(telemetry.ShardID(id)); now != n {
+			t.Errorf("shard %d went to another node with a slow disk", id)
+		}
+	}
+	p.publish(5)
+}
