@@ -66,7 +66,6 @@ func (v *DeviceVerdict) Probability() float64 { return exp(-v.nats) }
 // message to message, for one goroutine at a time.
 type Row struct {
 	sensors []rowSensor
-	verdict DeviceVerdict
 }
 
 type rowSensor struct {

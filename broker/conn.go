@@ -46,7 +46,6 @@ type conn struct {
 	will      *session.Message
 	willDelay time.Duration
 	gated     bool // holds the client id's gate
-	handling  bool // inside a handler of ours: a panic is our bug, not hostile input
 	goodbye   bool // the client sent DISCONNECT 0x00: no will
 
 	ref     session.Ref       // of the session in its shard

@@ -216,7 +216,7 @@ func TestDevicesOfAModelThatJumpTogetherAreOneAnomaly(t *testing.T) {
 		}
 		r.block(ms...)
 	}
-	at := int64(epoch2026)
+	at := epoch2026
 	for range 600 {
 		at += 60 * second
 		say(at, 20, "")

@@ -194,7 +194,8 @@ func (h *segmentHeader) encode() []byte {
 	b = append(append(b, byte(len(h.node))), h.node...)
 	b = append(append(b, byte(len(h.cluster))), h.cluster...)
 	b = b[:headerUsed]
-	w := append(b[:headerWrapped], h.wrapped.algorithm, 0, 0, 0, 0, 0, 0, 0)
+	w := b[:headerWrapped]
+	w = append(w, h.wrapped.algorithm, 0, 0, 0, 0, 0, 0, 0)
 	w = append(append(append(w, h.wrapped.keyID[:]...), h.wrapped.nonce[:]...), h.wrapped.data[:]...)
 	clear(w[len(w):headerUsed])
 	binary.LittleEndian.PutUint32(b[headerUsed-4:], crc32.Checksum(b[:headerUsed-4], castagnoli))

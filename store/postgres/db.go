@@ -43,8 +43,6 @@ type DB struct {
 	said     layout // what announce has told
 	// aggregates is true while telemetry_1m and telemetry_1h are materialised.
 	aggregates bool
-	// direct is true where a COPY may go straight into the columnstore.
-	direct bool
 
 	partitions partitions
 	combiner   combiner

@@ -153,12 +153,11 @@ func replay(kind, cluster string, b []byte) (sql string, args []any, err error) 
 	if err := json.Unmarshal(b, &r); err != nil {
 		return "", nil, fmt.Errorf("decode the letter's content: %w", err)
 	}
-	at := func(us int64) time.Time { return clamp(us) }
 	if kind == kindDevice {
 		return `insert into devices as d (device_id, attributes, first_seen, last_seen) values ($1, $2, $3, $4)
 			on conflict (device_id) do update set first_seen = least(d.first_seen, excluded.first_seen), last_seen = greatest(d.last_seen, excluded.last_seen),
 			attributes = case when excluded.last_seen >= d.last_seen then excluded.attributes else d.attributes end`,
-			[]any{r.Device, r.Attributes, at(r.FirstSeen), at(r.LastSeen)}, nil
+			[]any{r.Device, r.Attributes, clamp(r.FirstSeen), clamp(r.LastSeen)}, nil
 	}
 	bits, err := strconv.ParseUint(r.Bits, 16, 64)
 	if err != nil {
@@ -167,16 +166,16 @@ func replay(kind, cluster string, b []byte) (sql string, args []any, err error) 
 	value := math.Float64frombits(bits)
 	if kind == kindReading {
 		return "insert into telemetry (time, device_id, sensor, value, score, received, quality) values ($1, $2, $3, $4, $5, $6, $7)",
-			[]any{at(r.Time), r.Device, r.Sensor, value, r.Score, at(r.Received), r.Quality}, nil
+			[]any{clamp(r.Time), r.Device, r.Sensor, value, r.Score, clamp(r.Received), r.Quality}, nil
 	}
 	var closed *time.Time
 	if r.Closed != 0 {
-		t := at(r.Closed)
+		t := clamp(r.Closed)
 		closed = &t
 	}
 	return `insert into anomalies as a (cluster, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed)
 		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict (cluster, id) do update set closed = excluded.closed where a.closed is null`,
-		[]any{cluster, r.ID, r.Device, r.Sensor, r.Cause, r.Severity, value, r.Expected, r.Low, r.High, at(r.Opened), closed}, nil
+		[]any{cluster, r.ID, r.Device, r.Sensor, r.Cause, r.Severity, value, r.Expected, r.Low, r.High, clamp(r.Opened), closed}, nil
 }
 
 // DropDeadLetter removes a letter and the row with it.
