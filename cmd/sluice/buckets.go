@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 	"encoding/csv"
-	"encoding/json"
-	"fmt"
 	"io"
 	"strconv"
 	"strings"
@@ -53,8 +51,12 @@ var bucketPrinters = map[string]func(io.Writer, []string) bucketPrinter{
 		}
 		return &bucketTable{newTable(w, head...), aggs}
 	},
-	"csv":  func(w io.Writer, aggs []string) bucketPrinter { return &bucketCSV{w: csv.NewWriter(w), aggs: aggs} },
-	"json": func(w io.Writer, _ []string) bucketPrinter { return &bucketJSON{w: w} },
+	"csv": func(w io.Writer, aggs []string) bucketPrinter {
+		return &bucketCSV{csvList{w: csv.NewWriter(w), head: append([]string{"time", "sensor"}, aggs...)}, aggs}
+	},
+	"json": func(w io.Writer, _ []string) bucketPrinter {
+		return &bucketJSON{jsonList{w: w, name: "buckets"}}
+	},
 }
 
 type bucketTable struct {
@@ -75,64 +77,19 @@ func (p *bucketTable) bucket(b *api.Bucket) error {
 func (p *bucketTable) end() error { return p.t.flush() }
 
 type bucketCSV struct {
-	w     *csv.Writer
-	aggs  []string
-	begun bool
+	csvList
+	aggs []string
 }
 
 func (p *bucketCSV) bucket(b *api.Bucket) error {
-	if err := p.header(); err != nil {
-		return err
-	}
 	row := []string{b.Time.String(), b.Sensor}
 	for _, a := range p.aggs {
 		f, _ := b.Figure(a)
 		row = append(row, strconv.FormatFloat(f, 'g', -1, 64))
 	}
-	return p.w.Write(row)
+	return p.row(row)
 }
 
-func (p *bucketCSV) header() error {
-	if p.begun {
-		return nil
-	}
-	p.begun = true
-	return p.w.Write(append([]string{"time", "sensor"}, p.aggs...))
-}
+type bucketJSON struct{ jsonList }
 
-func (p *bucketCSV) end() error {
-	if err := p.header(); err != nil {
-		return err
-	}
-	p.w.Flush()
-	return p.w.Error()
-}
-
-// bucketJSON writes the form of the API, as one list.
-type bucketJSON struct {
-	w io.Writer
-	n int
-}
-
-func (p *bucketJSON) bucket(b *api.Bucket) error {
-	text, err := json.Marshal(b)
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	before := ",\n"
-	if p.n == 0 {
-		before = `{"buckets":[` + "\n"
-	}
-	p.n++
-	_, err = fmt.Fprintf(p.w, "%s%s", before, text)
-	return err
-}
-
-func (p *bucketJSON) end() error {
-	after := "\n]}\n"
-	if p.n == 0 {
-		after = `{"buckets":[]}` + "\n"
-	}
-	_, err := io.WriteString(p.w, after)
-	return err
-}
+func (p *bucketJSON) bucket(b *api.Bucket) error { return p.item(b) }

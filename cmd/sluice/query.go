@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"context"
 	"encoding/csv"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -138,8 +137,12 @@ var readingPrinters = map[string]func(io.Writer) readingPrinter{
 	"table": func(w io.Writer) readingPrinter {
 		return &tablePrinter{newTable(w, "TIME", "SENSOR", ">VALUE", ">SCORE", "QUALITY")}
 	},
-	"csv":  func(w io.Writer) readingPrinter { return &csvPrinter{w: csv.NewWriter(w)} },
-	"json": func(w io.Writer) readingPrinter { return &jsonPrinter{w: w} },
+	"csv": func(w io.Writer) readingPrinter {
+		return &csvPrinter{csvList{w: csv.NewWriter(w), head: []string{"time", "sensor", "value", "score", "quality"}}}
+	},
+	"json": func(w io.Writer) readingPrinter {
+		return &jsonPrinter{jsonList{w: w, name: "readings"}}
+	},
 }
 
 type tablePrinter struct{ t *table }
@@ -177,60 +180,13 @@ func quality(q telemetry.Quality) string {
 	return strings.Join(names, ",")
 }
 
-type csvPrinter struct {
-	w     *csv.Writer
-	begun bool
-}
+type csvPrinter struct{ csvList }
 
 func (p *csvPrinter) reading(r *api.Reading) error {
-	if err := p.header(); err != nil {
-		return err
-	}
-	return p.w.Write([]string{r.Time.String(), r.Sensor, strconv.FormatFloat(float64(r.Value), 'g', -1, 64),
+	return p.row([]string{r.Time.String(), r.Sensor, strconv.FormatFloat(float64(r.Value), 'g', -1, 64),
 		strconv.FormatFloat(float64(r.Score), 'g', -1, 32), strconv.Itoa(int(r.Quality))})
 }
 
-func (p *csvPrinter) header() error {
-	if p.begun {
-		return nil
-	}
-	p.begun = true
-	return p.w.Write([]string{"time", "sensor", "value", "score", "quality"})
-}
+type jsonPrinter struct{ jsonList }
 
-func (p *csvPrinter) end() error {
-	if err := p.header(); err != nil {
-		return err
-	}
-	p.w.Flush()
-	return p.w.Error()
-}
-
-// jsonPrinter writes the form of the API, as one list.
-type jsonPrinter struct {
-	w io.Writer
-	n int
-}
-
-func (p *jsonPrinter) reading(r *api.Reading) error {
-	b, err := json.Marshal(r)
-	if err != nil {
-		return fmt.Errorf("write output: %w", err)
-	}
-	before := ",\n"
-	if p.n == 0 {
-		before = `{"readings":[` + "\n"
-	}
-	p.n++
-	_, err = fmt.Fprintf(p.w, "%s%s", before, b)
-	return err
-}
-
-func (p *jsonPrinter) end() error {
-	after := "\n]}\n"
-	if p.n == 0 {
-		after = `{"readings":[]}` + "\n"
-	}
-	_, err := io.WriteString(p.w, after)
-	return err
-}
+func (p *jsonPrinter) reading(r *api.Reading) error { return p.item(r) }
