@@ -112,7 +112,7 @@ func (st *State) sessionOp(kind opKind, s *state, r *wire.Reader) (Status, []byt
 		})
 	case opReceive:
 		id := uint16(r.Uint())
-		return st.whole(r, func() (Status, []byte) { return s.receive(id) })
+		return st.whole(r, func() (Status, []byte) { return st.receive(s, id) })
 	case opDelivered:
 		id := uint16(r.Uint())
 		return st.whole(r, func() (Status, []byte) {
@@ -141,12 +141,10 @@ func (st *State) sessionOp(kind opKind, s *state, r *wire.Reader) (Status, []byt
 func (st *State) connect(c *Connect) (Status, []byte) {
 	s := st.sessions[c.Client]
 	var out Connected
-	epoch := uint64(1)
 	if s != nil {
 		if s.identity != c.Identity {
 			return StatusIdentity, nil
 		}
-		epoch = s.epoch + 1
 		if s.connected {
 			s.sent = s.last()
 			out.Node, out.NodeEpoch, out.Before = s.owner.Node, s.owner.Epoch, s.epoch
@@ -169,13 +167,14 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 		out.Present = true
 	}
 	st.disown(s)
-	s.epoch, s.owner = epoch, Owner{c.Node, c.NodeEpoch}
+	st.serial++
+	s.epoch, s.owner = st.serial, Owner{c.Node, c.NodeEpoch}
 	s.durable, s.expiry = c.Durable, c.Expiry
 	s.limits = limits{c.QueueMax, c.QueueBytes, c.QueueAge}
 	s.will, s.willDelay, s.willAt, s.endAt = c.Will, c.WillDelay, 0, 0
 	st.own(s)
 	st.arm(s)
-	out.Epoch, out.First, out.Last, out.Sent = epoch, s.first, s.last(), s.sent
+	out.Epoch, out.First, out.Last, out.Sent = s.epoch, s.first, s.last(), s.sent
 	for _, x := range s.received {
 		out.Received = append(out.Received, x.id)
 	}
@@ -380,7 +379,7 @@ func (st *State) drop(s *state, filter string) {
 	st.effects.Filters = append(st.effects.Filters, st.weigh(filter))
 }
 
-func (s *state) receive(id uint16) (Status, []byte) {
+func (st *State) receive(s *state, id uint16) (Status, []byte) {
 	for _, x := range s.received {
 		if x.id == id {
 			return StatusOK, wire.AppendBool(wire.AppendUint(nil, x.number), x.delivered)
@@ -389,9 +388,9 @@ func (s *state) receive(id uint16) (Status, []byte) {
 	if len(s.received) >= receivedMax {
 		return StatusFull, nil
 	}
-	s.receipts++
-	s.received = append(s.received, receipt{id: id, number: s.receipts})
-	return StatusOK, wire.AppendBool(wire.AppendUint(nil, s.receipts), false)
+	st.serial++
+	s.received = append(s.received, receipt{id: id, number: st.serial})
+	return StatusOK, wire.AppendBool(wire.AppendUint(nil, st.serial), false)
 }
 
 // message brings a message to the durable sessions whose subscriptions match, and
@@ -675,10 +674,22 @@ func (st *State) arm(s *state) {
 		return
 	}
 	s.timer = at
-	if at > 0 {
-		heap.Push(&st.timers, timer{at, s.client})
+	if at == 0 {
+		return
 	}
+	if len(st.timers) > 2*len(st.sessions)+timersSlack {
+		st.timers = slices.DeleteFunc(st.timers, func(t timer) bool {
+			x := st.sessions[t.client]
+			return x == nil || x.timer != t.at
+		})
+		heap.Init(&st.timers)
+	}
+	heap.Push(&st.timers, timer{at, s.client})
 }
+
+// timersSlack is how many deadlines that nobody waits for any more may stand beside
+// two a session: a client that comes and goes leaves one every time.
+const timersSlack = 1024
 
 // oldest is when the head of a waiting queue becomes too old.
 func (s *state) oldest() int64 {

@@ -12,7 +12,9 @@
 // # Invariants
 //
 //   - A session has one owner: the last Connect raised its epoch, and every
-//     operation that carries another epoch is refused (StatusFenced).
+//     operation that carries another epoch is refused (StatusFenced). No two
+//     sessions of a shard ever have the same epoch, nor two publishes of QoS 2 the
+//     same number, whatever has ended meanwhile.
 //   - A message in a durable session's queue stays until it is acknowledged,
 //     expires, or the session ends; one that does not fit is counted, never
 //     dropped in silence. Numbers of a queue ascend without gaps.

@@ -9,12 +9,12 @@ import (
 )
 
 // stateVersion is the format version of a state.
-const stateVersion = 1
+const stateVersion = 2
 
 // Append encodes the state canonically: equal states give equal bytes. A message
 // that stands in several queues is written once.
 func (st *State) Append(dst []byte) []byte {
-	dst = wire.AppendInt(append(dst, stateVersion), st.now)
+	dst = wire.AppendUint(wire.AppendInt(append(dst, stateVersion), st.now), st.serial)
 	ids := map[*Message]uint64{}
 	var messages []*Message
 	note := func(m *Message) {
@@ -107,7 +107,7 @@ func (s *state) append(dst []byte, ids map[*Message]uint64) []byte {
 	for i := range s.queue {
 		dst = s.queue[i].appendState(dst, ids)
 	}
-	dst = wire.AppendUint(wire.AppendUint(dst, s.receipts), uint64(len(s.received)))
+	dst = wire.AppendUint(dst, uint64(len(s.received)))
 	for _, x := range s.received {
 		dst = wire.AppendBool(wire.AppendUint(wire.AppendUint(dst, uint64(x.id)), x.number), x.delivered)
 	}
@@ -199,7 +199,7 @@ func Decode(r *wire.Reader) (*State, error) {
 	if v := r.Byte(); v != stateVersion {
 		return nil, fmt.Errorf("state of sessions has version %d, this node reads version %d: upgrade it", v, stateVersion)
 	}
-	st.now = r.Int()
+	st.now, st.serial = r.Int(), r.Uint()
 	messages := []*Message{nil}
 	for range r.Count(6) {
 		messages = append(messages, DecodeMessage(r))
@@ -286,7 +286,6 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 		}
 		s.queue = append(s.queue, it)
 	}
-	s.receipts = r.Uint()
 	for range r.Count(3) {
 		s.received = append(s.received, receipt{uint16(r.Uint()), r.Uint(), r.Bool()})
 	}

@@ -31,6 +31,7 @@ type State struct {
 	known    map[uint64]struct{}
 	wills    []Will // due, oldest first
 	nextWill uint64
+	serial   uint64 // the last epoch of a session or number of a publish; unique, so that a later session of a client is never taken for an earlier one
 	drops    Drops
 
 	timers  timers
@@ -72,7 +73,6 @@ type state struct {
 	sent      uint64 // number of the last message that may have been on the wire
 	bytes     int
 	received  []receipt
-	receipts  uint64
 	will      *Message
 	willDelay int64
 	willAt    int64 // 0 is never

@@ -251,6 +251,58 @@ func TestTakeOverNamesTheOwnerBefore(t *testing.T) {
 	}
 }
 
+func TestAConnectionOfASessionThatEndedIsFenced(t *testing.T) {
+	r := newRig(t)
+	c := Connect{Client: "c", Node: "n1", NodeEpoch: 1}
+	old := Ref{"c", r.connect(c).Epoch}
+	r.ok(AppendGone(nil, "n1", 1)) // cut off: the session has ended
+	c.Node = "n2"
+	now := Ref{"c", r.connect(c).Epoch}
+	for _, op := range [][]byte{AppendAttach(nil, old), AppendAck(nil, old, 1), AppendDisconnect(nil, old, false, 0, 0, 0)} {
+		if a := r.do(op)[0]; a.Status != StatusFenced {
+			t.Fatalf("an operation of the connection before: %v", a.Status.Err())
+		}
+	}
+	if a := r.do(AppendAttach(nil, now))[0]; a.Status != StatusOK {
+		t.Fatalf("the connection that is: %v", a.Status.Err())
+	}
+}
+
+func TestALaterSessionsPublishIsNoRepeatOfAnEarlierOnes(t *testing.T) {
+	r := newRig(t)
+	sub := Ref{"s", r.connect(durable("s")).Epoch}
+	r.ok(AppendSubscribe(nil, sub, []Subscription{{Filter: "#", QoS: 2}}, nil))
+	for i := range 3 {
+		p := durable("p")
+		p.Clean = true
+		ref := Ref{"p", r.connect(p).Epoch}
+		n, _, err := DecodeReceived(r.do(AppendReceive(nil, ref, 1))[0].Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := message("a", fmt.Sprint(i))
+		m.QoS = 2
+		r.ok(AppendMessage(nil, m, nil, Key{"p", n}, false))
+	}
+	if got := r.queued(sub); got != "1:0 2:1 3:2" {
+		t.Fatalf("queue is %s", got)
+	}
+}
+
+func TestAClientThatComesAndGoesLeavesNoDeadlinesBehind(t *testing.T) {
+	r := newRig(t)
+	for range 10 * timersSlack {
+		r.now += second / 10
+		r.ok(AppendDisconnect(nil, Ref{"c", r.connect(durable("c")).Epoch}, false, 0, 3600*second, 0))
+	}
+	if n := len(r.st.timers); n > timersSlack+3 {
+		t.Fatalf("%d deadlines of one session", n)
+	}
+	if due := r.st.NextDue(); due != r.now+3600*second {
+		t.Fatalf("due at %d, now is %d", due, r.now)
+	}
+}
+
 func TestSharedGroupsPreferMembersThatAreHere(t *testing.T) {
 	r := newRig(t)
 	const f = "$share/g/s/#"
