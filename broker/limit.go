@@ -155,16 +155,17 @@ func (c *conn) throttle(p *publish) {
 
 // pause keeps the reader for d, or until the connection ends.
 func (c *conn) pause(d time.Duration) {
+	over := false
 	timer := time.AfterFunc(d, func() {
 		c.mu.Lock()
+		over = true
 		c.changed.Broadcast()
 		c.mu.Unlock()
 	})
 	defer timer.Stop()
-	until := time.Now().Add(d)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for !c.closing && time.Now().Before(until) {
+	for !c.closing && !over {
 		c.changed.Wait()
 	}
 }
