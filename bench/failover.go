@@ -148,7 +148,8 @@ func RunFailover(ctx context.Context, cfg FailoverConfig) (out *Failover, err er
 }
 
 // scratchCluster starts a fresh cluster and waits until its leaders are settled.
-func scratchCluster(ctx context.Context, binary, dir string, nodes int, shards uint32) (*devcluster.Cluster, func() error, error) {
+// environ is added to the nodes' environment.
+func scratchCluster(ctx context.Context, binary, dir string, nodes int, shards uint32, environ ...string) (*devcluster.Cluster, func() error, error) {
 	remove := func() error { return nil }
 	if dir == "" {
 		var err error
@@ -162,7 +163,7 @@ func scratchCluster(ctx context.Context, binary, dir string, nodes int, shards u
 		return nil, nil, errors.Join(err, remove())
 	}
 	c, err := devcluster.Start(ctx, slog.New(slog.DiscardHandler), devcluster.Options{
-		Binary: binary, Dir: dir, Nodes: nodes, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + nodes, Shards: shards, Debug: true,
+		Binary: binary, Dir: dir, Nodes: nodes, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + nodes, Shards: shards, Debug: true, Environ: environ,
 	})
 	if err != nil {
 		return nil, nil, errors.Join(err, remove())

@@ -24,6 +24,8 @@ type Load struct {
 	// Acked, when set, is called for every acknowledged publish with the device
 	// and the sequence number in its message, from the connection's goroutine.
 	Acked func(device string, seq uint64)
+	// Latency, when set, is called likewise, with the time from the intended sending.
+	Latency func(time.Duration)
 }
 
 func (l *Load) defaults() {

@@ -31,31 +31,40 @@ func observe(ctx context.Context, c *devcluster.Cluster) (o observation, err err
 			return o, err
 		}
 		o.cpu += cpu
-		cl, err := n.Client()
+		v, err := scrape(ctx, n, "sluice_wal_written_bytes_total", "sluice_ingest_block_bytes_total", "sluice_ingest_blocks_total")
 		if err != nil {
 			return o, err
 		}
-		b, err := cl.Metrics(ctx)
-		cl.Close()
-		if err != nil {
-			return o, err
-		}
-		parser := expfmt.NewTextParser(model.LegacyValidation)
-		f, err := parser.TextToMetricFamilies(bytes.NewReader(b))
-		if err != nil {
-			return o, fmt.Errorf("read metrics of %s: %w", n.ID, err)
-		}
-		for name, sum := range map[string]*float64{
-			"sluice_wal_written_bytes_total": &o.logBytes, "sluice_ingest_block_bytes_total": &o.blockBytes, "sluice_ingest_blocks_total": &o.blocks,
-		} {
-			m := f[name].GetMetric()
-			if len(m) == 0 {
-				return o, fmt.Errorf("%s has no metric %s", n.ID, name)
-			}
-			*sum += m[0].GetCounter().GetValue()
-		}
+		o.logBytes, o.blockBytes, o.blocks = o.logBytes+v[0], o.blockBytes+v[1], o.blocks+v[2]
 	}
 	return o, nil
+}
+
+// scrape reads metrics of a node that have no labels.
+func scrape(ctx context.Context, n *devcluster.Node, names ...string) ([]float64, error) {
+	cl, err := n.Client()
+	if err != nil {
+		return nil, err
+	}
+	b, err := cl.Metrics(ctx)
+	cl.Close()
+	if err != nil {
+		return nil, err
+	}
+	parser := expfmt.NewTextParser(model.LegacyValidation)
+	f, err := parser.TextToMetricFamilies(bytes.NewReader(b))
+	if err != nil {
+		return nil, fmt.Errorf("read metrics of %s: %w", n.ID, err)
+	}
+	out := make([]float64, len(names))
+	for i, name := range names {
+		m := f[name].GetMetric()
+		if len(m) == 0 {
+			return nil, fmt.Errorf("%s has no metric %s", n.ID, name)
+		}
+		out[i] = m[0].GetCounter().GetValue() + m[0].GetGauge().GetValue() // it is one of them
+	}
+	return out, nil
 }
 
 // clockTick is the kernel's unit of CPU time for user space (USER_HZ).

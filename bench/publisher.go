@@ -154,6 +154,9 @@ func (r *runner) settle(id uint16) {
 	r.inFlight--
 	// A value beyond the histogram's end is recorded at its end.
 	_ = r.hist.RecordValue(min(now.Sub(s.at).Microseconds(), latencyMaxMicros))
+	if r.load.Latency != nil {
+		r.load.Latency(now.Sub(s.at))
+	}
 	if r.load.Acked != nil {
 		r.load.Acked(r.device(s.device), s.seq)
 	}

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -11,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sluice-iot/sluice/broker/poll"
@@ -27,18 +29,19 @@ func idleHello(id string) []byte {
 	return append(hello, packet(packets.Subscribe<<4|2, append(appendString([]byte{0, 1, 0}, "devices/"+id+"/commands"), 1))...)
 }
 
-// BenchmarkIdleConnection is what one idle plain connection costs the node: a durable
+// BenchmarkIdleConnection is what one idle connection costs the node: a durable
 // session, a command subscription and a keep-alive, over real sockets, the server in a
-// process of its own. An op is one connection; the run fixes how many there are.
+// process of its own: plain TCP, then what has layers above it. An op is one
+// connection; the run fixes how many there are.
 func BenchmarkIdleConnection(b *testing.B) {
-	for _, kind := range []string{"sluice", "mochi"} {
+	for _, kind := range []string{"sluice", "tls", "ws", "wss", "mochi"} {
 		b.Run(kind, func(b *testing.B) {
 			s := startServer(b, kind)
 			before, _ := s.memory(b)
 			cpu := cpuOf(b, s.pid)
 			n := min(max(b.N, 1000), idleSockets)
 			b.ResetTimer()
-			conns := connectIdle(b, s.addr, n)
+			conns := connectIdle(b, kind, s.addr, n)
 			connected := b.Elapsed()
 			b.ReportMetric(float64(n)/connected.Seconds(), "connects/s")
 			b.ReportMetric((cpuOf(b, s.pid)-cpu)*1e6/float64(n), "server-us/connect")
@@ -55,7 +58,28 @@ func BenchmarkIdleConnection(b *testing.B) {
 	}
 }
 
-func connectIdle(b *testing.B, addr string, n int) []net.Conn {
+// dialKind opens a connection of a kind of server.
+func dialKind(kind, addr string, i int) (net.Conn, error) {
+	d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.IPv4(127, 0, 0, byte(2+i/10_000))}} // ports of one address run short
+	nc, err := d.Dial("tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if kind == "tls" || kind == "wss" {
+		nc = tls.Client(nc, &tls.Config{InsecureSkipVerify: true}) //nolint:gosec // a certificate of this process's child
+	}
+	if kind == "ws" || kind == "wss" {
+		ws := websocket.Dialer{Subprotocols: []string{"mqtt"}, NetDial: func(string, string) (net.Conn, error) { return nc, nil }}
+		over, _, err := ws.Dial("ws://"+addr+"/mqtt", nil)
+		if err != nil {
+			return nil, err
+		}
+		nc = &webSocketClient{Conn: nc, ws: over}
+	}
+	return nc, nil
+}
+
+func connectIdle(b *testing.B, kind, addr string, n int) []net.Conn {
 	b.Helper()
 	conns := make([]net.Conn, n)
 	var wg sync.WaitGroup
@@ -63,7 +87,7 @@ func connectIdle(b *testing.B, addr string, n int) []net.Conn {
 	for w := range workers {
 		wg.Go(func() {
 			for i := w; i < n; i += workers {
-				nc, err := net.Dial("tcp", addr)
+				nc, err := dialKind(kind, addr, i)
 				if err != nil {
 					b.Error(err)
 					return

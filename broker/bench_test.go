@@ -3,9 +3,15 @@ package broker
 import (
 	"bufio"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"fmt"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -103,7 +109,12 @@ func serveBench(kind string) error {
 		if err != nil {
 			return err
 		}
-		b, err := New(log, prometheus.NewRegistry(), Config{Listen: "127.0.0.1:0", ConnectionsMax: 100_000}, d, hub)
+		e, err := benchEndpoint(kind)
+		if err != nil {
+			return err
+		}
+		cfg := Config{Endpoints: []Endpoint{e}, ConnectionsMax: 100_000, Limits: Limits{Connects: 1e6}}
+		b, err := New(log, prometheus.NewRegistry(), cfg, d, hub)
 		if err != nil {
 			return err
 		}
@@ -122,6 +133,30 @@ func serveBench(kind string) error {
 		}
 	}
 	return nil
+}
+
+// benchEndpoint is plain TCP for "sluice", and TLS, WebSocket or both for the kinds of
+// these names.
+func benchEndpoint(kind string) (Endpoint, error) {
+	e := Endpoint{Listen: "127.0.0.1:0"}
+	if strings.HasSuffix(kind, "ws") || strings.HasSuffix(kind, "wss") {
+		e.WebSocket = &WebSocket{}
+	}
+	if !strings.HasSuffix(kind, "tls") && !strings.HasSuffix(kind, "wss") {
+		return e, nil
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return e, err
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, &key.PublicKey, key)
+	if err != nil {
+		return e, err
+	}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}}
+	e.TLS = &tls.Config{MinVersion: tls.VersionTLS12, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return cfg, nil }} // as TLSFiles does
+	return e, nil
 }
 
 // memoryInUse is what the Go program holds after a collection: heap, stacks, and the

@@ -92,7 +92,7 @@ type Config struct {
 	// ones save system calls of busy gateways and cost memory on every connection.
 	ReadBufferBytes int
 
-	// IdleAfter is how long a plain TCP connection that was busy may be silent before it
+	// IdleAfter is how long a connection that was busy may be silent before it
 	// gives its goroutine and buffers back; up to twice of it passes. Default 1 s.
 	IdleAfter time.Duration
 

@@ -13,7 +13,7 @@
 // # What it owns
 //
 // The listeners (TCP, TLS, WebSocket, behind a PROXY protocol), a poller, one goroutine
-// per connection that reads (none while a plain TCP connection is idle), at most one
+// per connection that reads (none while it is idle), at most one
 // pump goroutine per connection while there is something to write, and a timer per
 // idle connection with a keep-alive. The library
 // mochi-mqtt decodes packets; everything else is handled here.

@@ -61,6 +61,9 @@ func (e *Endpoint) validate() error {
 // layer. The caller has set a deadline: everything here happens before anybody is
 // authenticated, in bounded memory. On an error the socket is still the caller's.
 func (e *Endpoint) open(ctx context.Context, nc net.Conn) (net.Conn, error) {
+	if tcp, ok := nc.(*net.TCPConn); ok && (e.TLS != nil || e.WebSocket != nil || e.behindProxy(nc.RemoteAddr())) {
+		nc = &patient{TCPConn: tcp}
+	}
 	if e.behindProxy(nc.RemoteAddr()) {
 		p := &proxied{Conn: proxyproto.NewConn(nc, proxyproto.WithPolicy(proxyproto.REQUIRE), proxyproto.ValidateHeader(onlyVersion2),
 			proxyproto.SetReadHeaderTimeout(0)), socket: nc}

@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
+	"io"
 	"log/slog"
 	"math/big"
 	"net"
@@ -322,7 +323,38 @@ func dialWebSocket(t testing.TB, scheme string, addr net.Addr, path string, cfg 
 	if ws.Subprotocol() != "mqtt" {
 		t.Errorf("subprotocol %q, want mqtt", ws.Subprotocol())
 	}
-	return &websocketConn{Conn: ws.NetConn(), ws: ws}, status, nil
+	return &webSocketClient{Conn: ws.NetConn(), ws: ws}, status, nil
+}
+
+// webSocketClient is a stream of bytes in binary messages, by a library that is not
+// the broker's.
+type webSocketClient struct {
+	net.Conn
+	ws      *websocket.Conn
+	message io.Reader
+}
+
+func (c *webSocketClient) Read(p []byte) (int, error) {
+	for {
+		if c.message == nil {
+			_, r, err := c.ws.NextReader()
+			if err != nil {
+				return 0, err
+			}
+			c.message = r
+		}
+		n, err := c.message.Read(p)
+		if err == io.EOF {
+			c.message, err = nil, nil
+		}
+		if n > 0 || err != nil {
+			return n, err
+		}
+	}
+}
+
+func (c *webSocketClient) Write(p []byte) (int, error) {
+	return len(p), c.ws.WriteMessage(websocket.BinaryMessage, p)
 }
 
 func TestWebSocketEndpointsCarryMQTT(t *testing.T) {

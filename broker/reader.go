@@ -34,22 +34,33 @@ type waker interface {
 	socket(ready func()) socket
 }
 
-// wait makes c able to wait without a goroutine where its carrier allows that: plain
-// TCP does, TLS and WebSocket have state of their own above the socket.
+// openSocket makes c able to wait without a goroutine where its carrier allows that.
 func (c *conn) openSocket() error {
-	switch nc := c.Conn.(type) {
-	case waker:
+	if nc, ok := c.Conn.(waker); ok {
 		c.socket = nc.socket(c.wake)
-	case *net.TCPConn:
-		if c.b.poller == nil {
-			return nil
-		}
+		return nil
+	}
+	if c.b.poller == nil {
+		return nil
+	}
+	if nc, ok := c.Conn.(*net.TCPConn); ok {
 		s, err := c.b.poller.Socket(nc, c.wake)
 		if err != nil {
 			return err
 		}
 		c.socket = s
+		return nil
 	}
+	p := lowest(c.Conn)
+	if p == nil {
+		return nil
+	}
+	s, err := c.b.poller.Socket(p.TCPConn, c.wake)
+	if err != nil {
+		return err
+	}
+	p.socket = s
+	c.socket = &layered{socket: s, top: c.Conn, below: p}
 	return nil
 }
 
@@ -119,10 +130,11 @@ func (c *conn) readPackets(now time.Time) error {
 			in = append(in, 0)[:rest] // grows with what has arrived, not with what a length promises
 		}
 		n, err := c.readMore(in[rest:cap(in)], busy)
-		if errors.Is(err, poll.ErrWouldBlock) {
+		switch {
+		case n > 0: // TLS gives the last bytes and the end at once; the end comes again
+		case errors.Is(err, poll.ErrWouldBlock):
 			return c.park(in)
-		}
-		if err != nil {
+		case err != nil:
 			return err
 		}
 		in = in[:rest+n]

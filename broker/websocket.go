@@ -2,6 +2,7 @@ package broker
 
 import (
 	"bufio"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"net"
@@ -27,12 +28,16 @@ type WebSocket struct {
 }
 
 const (
-	upgradeBytesMax  = 8 << 10 // of the HTTP request, headers included
-	websocketBuffer  = 1 << 10 // per connection, for reading; writes borrow from a pool
-	websocketClosing = 100 * time.Millisecond
+	upgradeBytesMax = 8 << 10 // of the HTTP request, headers included
+	upgradeBuffer   = 512
+	// websocketPong bounds the write of a control frame, and the message that is being
+	// written beside it: not less than what that may take by default.
+	websocketPong      = 30 * time.Second
+	websocketClosing   = 100 * time.Millisecond // the same for the last frame
+	websocketFrameKept = 16 << 10
 )
 
-var websocketBuffers sync.Pool
+var upgradeBuffers sync.Pool
 
 // upgrade reads the HTTP request that begins the connection and answers it.
 func (w *WebSocket) upgrade(nc net.Conn) (net.Conn, error) {
@@ -50,13 +55,12 @@ func (w *WebSocket) upgrade(nc net.Conn) (net.Conn, error) {
 		http.Error(rw, "this is an MQTT broker: connect with the WebSocket subprotocol mqtt", http.StatusBadRequest)
 		return nil, fmt.Errorf("upgrade without the subprotocol mqtt")
 	}
-	up := websocket.Upgrader{Subprotocols: []string{"mqtt"}, ReadBufferSize: websocketBuffer,
-		WriteBufferSize: websocketBuffer, WriteBufferPool: &websocketBuffers, CheckOrigin: w.allowed}
-	ws, err := up.Upgrade(rw, req, nil)
-	if err != nil {
+	up := websocket.Upgrader{Subprotocols: []string{"mqtt"}, ReadBufferSize: upgradeBuffer,
+		WriteBufferSize: upgradeBuffer, WriteBufferPool: &upgradeBuffers, CheckOrigin: w.allowed}
+	if _, err := up.Upgrade(rw, req, nil); err != nil { // what it returns waits in reads: frames are taken apart here
 		return nil, fmt.Errorf("upgrade to WebSocket: %w", err)
 	}
-	return &websocketConn{Conn: nc, ws: ws}, nil
+	return newWebsocketConn(nc), nil
 }
 
 func (w *WebSocket) allowed(r *http.Request) bool {
@@ -106,62 +110,89 @@ func (deadlineless) SetReadDeadline(time.Time) error  { return nil }
 func (deadlineless) SetWriteDeadline(time.Time) error { return nil }
 
 // websocketConn is a stream of bytes in binary messages. Deadlines, addresses and
-// the TLS state are those of the connection below.
+// the TLS state are those of the connection below, and so is waiting: a read that
+// finds nothing leaves everything as it is.
 type websocketConn struct {
 	net.Conn
-	ws      *websocket.Conn
-	message io.Reader // being read, nil between two
+	frames frames
+	failed error // what the client has done wrong, once its last good bytes are out
+	said   bool  // a close frame has been sent
+}
+
+func newWebsocketConn(nc net.Conn) *websocketConn {
+	c := &websocketConn{Conn: nc}
+	c.frames.reply = c.control
+	return c
 }
 
 // Read is called by one goroutine. MQTT packets may begin and end anywhere in a
 // message; a text message is against the standard and ends the connection.
 func (c *websocketConn) Read(p []byte) (int, error) {
 	for {
-		if c.message == nil {
-			kind, r, err := c.ws.NextReader()
-			if err != nil {
-				if websocket.IsCloseError(err, websocket.CloseNormalClosure, websocket.CloseGoingAway, websocket.CloseNoStatusReceived) {
-					err = io.EOF
-				}
-				return 0, err
-			}
-			if kind != websocket.BinaryMessage {
-				c.sayGoodbye(websocket.CloseUnsupportedData)
-				return 0, fmt.Errorf("WebSocket message of type %d: MQTT needs binary ones", kind)
-			}
-			c.message = r
+		if c.failed != nil {
+			return 0, c.failed
 		}
-		n, err := c.message.Read(p)
-		if err == io.EOF {
-			c.message, err = nil, nil
+		n, err := c.Conn.Read(p)
+		if n == 0 {
+			return 0, err
 		}
-		if n > 0 || err != nil {
-			return n, err
+		n, c.failed = c.frames.take(p[:n]) // an error of the read comes again
+		if c.failed != nil {
+			c.sayGoodbye(closeCode(c.failed))
+		}
+		if n > 0 {
+			return n, nil
 		}
 	}
 }
 
-// Write is called by one goroutine at a time and sends one message.
+// frameBuffers are for frames that are written; larger ones than websocketFrameKept
+// are not kept.
+var frameBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// Write is called by one goroutine at a time and sends one message, in one write:
+// control frames that are sent meanwhile do not get into it.
 func (c *websocketConn) Write(p []byte) (int, error) {
-	if err := c.ws.WriteMessage(websocket.BinaryMessage, p); err != nil {
+	buf := frameBuffers.Get().(*[]byte)
+	frame := appendFrame((*buf)[:0], frameBinary, p)
+	_, err := c.Conn.Write(frame)
+	if cap(frame) <= websocketFrameKept {
+		*buf = frame
+		frameBuffers.Put(buf)
+	}
+	if err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
 
+// control sends a control frame. The deadline that the last message was written under
+// may be over.
+func (c *websocketConn) control(op byte, payload []byte) {
+	if c.said {
+		return
+	}
+	d := websocketPong
+	if c.said = op == frameClose; c.said {
+		d = websocketClosing
+	}
+	_ = c.SetWriteDeadline(time.Now().Add(d))
+	_, _ = c.Conn.Write( // whoever is gone does not hear it
+		appendFrame(nil, op, payload))
+}
+
 // CloseWrite tells the client that nothing more comes.
 func (c *websocketConn) CloseWrite() error {
-	c.sayGoodbye(websocket.CloseNormalClosure)
+	c.sayGoodbye(closeNormal)
 	return closeWrite(c.Conn)
 }
 
-func (c *websocketConn) sayGoodbye(code int) {
-	// Whoever is gone does not hear it.
-	_ = c.ws.WriteControl(websocket.CloseMessage, websocket.FormatCloseMessage(code, ""), time.Now().Add(websocketClosing))
+func (c *websocketConn) sayGoodbye(code uint16) {
+	c.control(frameClose, binary.BigEndian.AppendUint16(nil, code))
 }
 
 // Close says good-bye and closes the socket.
 func (c *websocketConn) Close() error {
-	c.sayGoodbye(websocket.CloseNormalClosure)
+	c.sayGoodbye(closeNormal)
 	return c.Conn.Close()
 }

@@ -11,11 +11,67 @@ import (
 )
 
 type benchCmd struct {
-	Ingest    benchIngestCmd    `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
-	Failover  benchFailoverCmd  `cmd:"" help:"Time without an acknowledgement when a leader's node is killed, again and again."`
-	Elections benchElectionsCmd `cmd:"" help:"Elections while every core is kept busy: there should be none."`
-	Anomalies benchAnomaliesCmd `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
-	NAB       benchNABCmd       `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
+	Ingest      benchIngestCmd      `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
+	Failover    benchFailoverCmd    `cmd:"" help:"Time without an acknowledgement when a leader's node is killed, again and again."`
+	Connections benchConnectionsCmd `cmd:"" help:"Clients per second that a node lets in, and memory and CPU of idle ones."`
+	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
+	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
+	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
+	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
+}
+
+type benchConnectionsCmd struct {
+	Clients int           `default:"18000" help:"Clients, all of one node; each takes a file of this process and one of the node's."`
+	Shards  uint32        `default:"24" help:"Shards."`
+	Watch   time.Duration `default:"10s" help:"How long idle nodes are watched."`
+	Data    string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON    bool          `name:"json" help:"Print JSON."`
+}
+
+// Run implements kong.
+func (c *benchConnectionsCmd) Run(ctx context.Context) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Watch < time.Second {
+		return fmt.Errorf("%d clients, %d shards, watched for %v: use 1 to 50000, 1 to 256, and at least 1s", c.Clients, c.Shards, c.Watch)
+	}
+	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
+	return o.Table(os.Stdout)
+}
+
+type benchStormCmd struct {
+	Clients int     `default:"15000" help:"Clients of the node that is killed."`
+	Rate    float64 `default:"2000" help:"Telemetry messages per second of others meanwhile."`
+	Shards  uint32  `default:"24" help:"Shards."`
+	Data    string  `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON    bool    `name:"json" help:"Print JSON."`
+}
+
+// Run implements kong.
+func (c *benchStormCmd) Run(ctx context.Context) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Rate < 1 || c.Rate > 1e6 {
+		return fmt.Errorf("%d clients, %d shards, %v messages per second: use 1 to 50000, 1 to 256, and 1 to 1000000", c.Clients, c.Shards, c.Rate)
+	}
+	o, err := bench.RunStorm(ctx, bench.StormConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Rate: c.Rate, Shards: c.Shards, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
+	return o.Table(os.Stdout)
 }
 
 type benchIngestCmd struct {

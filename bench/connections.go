@@ -1,0 +1,311 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+
+	"github.com/sluice-iot/sluice/devcluster"
+)
+
+// ConnectionsConfig of the scenario of many idle clients.
+type ConnectionsConfig struct {
+	Binary   string // the sluice executable
+	Dir      string // for the cluster's data; "" is a temporary directory
+	Clients  int    // of one node
+	Shards   uint32
+	Watch    time.Duration // how long idle nodes are watched
+	Progress io.Writer     // what is being done, may be nil
+}
+
+// Connections is what clients cost that are connected to one node of three and say
+// nothing.
+type Connections struct {
+	Clients int           `json:"clients"`
+	Shards  uint32        `json:"shards"`
+	Steps   []ConnectStep `json:"steps"`
+	Idle    []IdleNode    `json:"idle"`
+	// Local is what the connected node holds more than its peers, which hold the
+	// replicated sessions as well; Replicated is what a peer holds.
+	Local      float64 `json:"local_bytes_per_connection"`
+	Replicated float64 `json:"replicated_bytes_per_session_and_node"`
+}
+
+// ConnectStep is one thing that all clients did.
+type ConnectStep struct {
+	Name     string  `json:"name"`
+	Rate     float64 `json:"per_second"`
+	P50      float64 `json:"p50_ms"`
+	P99      float64 `json:"p99_ms"`
+	Max      float64 `json:"max_ms"`
+	CPU      float64 `json:"cpu_us"`           // of the node they connect to
+	CPUAll   float64 `json:"cpu_us_all_nodes"` // all three
+	LogBytes float64 `json:"log_bytes_per_replica"`
+}
+
+// IdleNode is what a node has more while the clients are there than before.
+type IdleNode struct {
+	Node       string  `json:"node"`
+	Connected  bool    `json:"connected"`
+	Bytes      float64 `json:"bytes_per_connection"` // heap, stacks and the runtime's own
+	RSS        float64 `json:"rss_bytes_per_connection"`
+	Goroutines float64 `json:"goroutines_per_connection"`
+	CPUBefore  float64 `json:"cpu_ms_per_second_before"`
+	CPUIdle    float64 `json:"cpu_ms_per_second_idle"`
+}
+
+// unlimited takes away the limit of CONNECTs per second: it is to be seen what a node can do.
+const unlimited = "SLUICE_MQTT_LIMITS_CONNECTS=1000000"
+
+// RunConnections connects clients to one node of a fresh cluster: with clean sessions,
+// then with sessions that stay, wills, keep-alives and a subscription, and looks at
+// what they cost while they are idle.
+func RunConnections(ctx context.Context, cfg ConnectionsConfig) (out *Connections, err error) {
+	if cfg.Progress == nil {
+		cfg.Progress = io.Discard
+	}
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, failoverNodes, cfg.Shards, unlimited)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	if _, err := settled(ctx, c); err != nil {
+		return nil, err
+	}
+	r := connectionsRun{cfg: &cfg, c: c, out: &Connections{Clients: cfg.Clients, Shards: cfg.Shards}}
+	if err := r.warm(ctx); err != nil {
+		return nil, err
+	}
+	if err := r.durable(ctx); err != nil {
+		return nil, err
+	}
+	return r.out, r.clean(ctx)
+}
+
+type connectionsRun struct {
+	cfg *ConnectionsConfig
+	c   *devcluster.Cluster
+	out *Connections
+}
+
+// warm makes the nodes take what they take once, however many clients follow.
+func (r *connectionsRun) warm(ctx context.Context) error {
+	all := newCrowd("warm", min(warmClients, r.cfg.Clients), true, 2)
+	defer all.leave()
+	_, _, err := all.timed(ctx, r.connect(ctx))
+	return err
+}
+
+const warmClients = 500
+
+func (r *connectionsRun) clean(ctx context.Context) error {
+	fmt.Fprintf(r.cfg.Progress, "%d clients with clean sessions ...\n", r.cfg.Clients)
+	all := newCrowd("clean", r.cfg.Clients, false, 20)
+	defer all.leave()
+	return r.step(ctx, all, "CONNECT, clean session", r.connect(ctx))
+}
+
+func (r *connectionsRun) durable(ctx context.Context) error {
+	if err := r.gone(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(r.cfg.Progress, "idle without clients, %v ...\n", r.cfg.Watch)
+	before, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(r.cfg.Progress, "%d clients with durable sessions ...\n", r.cfg.Clients)
+	all := newCrowd("meter", r.cfg.Clients, true, 10)
+	defer all.leave()
+	if err := r.step(ctx, all, "CONNECT, durable, will", r.connect(ctx)); err != nil {
+		return err
+	}
+	err = r.step(ctx, all, "SUBSCRIBE to commands", func(m *member) (time.Duration, error) {
+		began := time.Now()
+		err := m.subscribe()
+		return time.Since(began), err
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(r.cfg.Progress, "idle with clients, %v ...\n", r.cfg.Watch)
+	after, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	r.compare(before, after)
+	return nil
+}
+
+func (r *connectionsRun) connect(ctx context.Context) func(*member) (time.Duration, error) {
+	addr := r.c.Nodes()[0].MQTT
+	return func(m *member) (time.Duration, error) { return m.connect(ctx, addr) }
+}
+
+// step lets every client do something, and notes what that took.
+func (r *connectionsRun) step(ctx context.Context, all *crowd, name string, f func(*member) (time.Duration, error)) error {
+	before, err := observe(ctx, r.c)
+	if err != nil {
+		return err
+	}
+	cpu, err := cpuOf(r.c.Nodes()[0].PID)
+	if err != nil {
+		return err
+	}
+	hist, took, err := all.timed(ctx, f)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	after, err := observe(ctx, r.c)
+	if err != nil {
+		return err
+	}
+	mine, err := cpuOf(r.c.Nodes()[0].PID)
+	if err != nil {
+		return err
+	}
+	n := float64(len(all.members))
+	r.out.Steps = append(r.out.Steps, ConnectStep{Name: name, Rate: n / took.Seconds(), P50: quantile(hist, 50), P99: quantile(hist, 99), Max: quantile(hist, 100),
+		CPU: float64((mine - cpu).Microseconds()) / n, CPUAll: float64((after.cpu - before.cpu).Microseconds()) / n,
+		LogBytes: (after.logBytes - before.logBytes) / n / failoverNodes})
+	return nil
+}
+
+// quantile of a histogram of microseconds, in milliseconds.
+func quantile(h *hdrhistogram.Histogram, q float64) float64 {
+	return float64(h.ValueAtQuantile(q)) / 1000
+}
+
+// gone waits until the nodes have forgotten the clients of before.
+func (r *connectionsRun) gone(ctx context.Context) error {
+	for {
+		left := 0.0
+		for _, n := range r.c.Nodes() {
+			v, err := scrape(ctx, n, "sluice_broker_connections")
+			if err != nil {
+				return err
+			}
+			left += v[0]
+		}
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("wait for %.0f clients to be forgotten: %w", left, ctx.Err())
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+}
+
+// condition is how a node does at a moment.
+type condition struct {
+	bytes, rss, goroutines float64
+	cpu                    float64 // ms per second
+}
+
+// look waits until the clients are idle, watches the nodes' CPU time, and has each
+// collect its garbage.
+func (r *connectionsRun) look(ctx context.Context) ([]condition, error) {
+	nodes := r.c.Nodes()
+	out := make([]condition, len(nodes))
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(settleTime):
+	}
+	began := time.Now()
+	for i, n := range nodes {
+		cpu, err := cpuOf(n.PID)
+		if err != nil {
+			return nil, err
+		}
+		out[i].cpu = -float64(cpu.Microseconds()) / 1000
+	}
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(r.cfg.Watch):
+	}
+	took := time.Since(began).Seconds()
+	for i, n := range nodes {
+		cpu, err := cpuOf(n.PID)
+		if err != nil {
+			return nil, err
+		}
+		out[i].cpu = (out[i].cpu + float64(cpu.Microseconds())/1000) / took
+	}
+	for i, n := range nodes {
+		if err := collect(ctx, n.Debug); err != nil {
+			return nil, err
+		}
+		v, err := scrape(ctx, n, "go_memstats_heap_alloc_bytes", "go_memstats_stack_inuse_bytes", "go_memstats_mspan_inuse_bytes", "go_memstats_mcache_inuse_bytes",
+			"go_memstats_other_sys_bytes", "process_resident_memory_bytes", "go_goroutines")
+		if err != nil {
+			return nil, err
+		}
+		out[i].bytes, out[i].rss, out[i].goroutines = v[0]+v[1]+v[2]+v[3]+v[4], v[5], v[6]
+	}
+	return out, nil
+}
+
+// collect runs the garbage collector of a node, twice: what the first finds unused
+// is free after the second.
+func collect(ctx context.Context, addr string) error {
+	for range 2 {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+addr+"/debug/pprof/heap?gc=1", nil)
+		if err != nil {
+			return err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return fmt.Errorf("collect garbage: %w", err)
+		}
+		_, err = io.Copy(io.Discard, res.Body)
+		if err = errors.Join(err, res.Body.Close()); err != nil {
+			return fmt.Errorf("collect garbage: %w", err)
+		}
+	}
+	return nil
+}
+
+func (r *connectionsRun) compare(before, after []condition) {
+	n := float64(r.cfg.Clients)
+	for i, node := range r.c.Nodes() {
+		b, a := before[i], after[i]
+		r.out.Idle = append(r.out.Idle, IdleNode{Node: node.ID, Connected: i == 0, Bytes: (a.bytes - b.bytes) / n, RSS: (a.rss - b.rss) / n,
+			Goroutines: (a.goroutines - b.goroutines) / n, CPUBefore: b.cpu, CPUIdle: a.cpu})
+	}
+	peers := r.out.Idle[1:]
+	for _, p := range peers {
+		r.out.Replicated += p.Bytes / float64(len(peers))
+	}
+	r.out.Local = r.out.Idle[0].Bytes - r.out.Replicated
+}
+
+// Table writes the result for people.
+func (o *Connections) Table(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%d clients of one node of three, %d shards\n\n", o.Clients, o.Shards)
+	fmt.Fprintf(&b, "%-26s %9s %8s %8s %8s %9s %9s %12s\n", "step", "per s", "p50 ms", "p99 ms", "max ms", "us, node", "us, all", "log B/replica")
+	for _, s := range o.Steps {
+		fmt.Fprintf(&b, "%-26s %9.0f %8.1f %8.1f %8.1f %9.0f %9.0f %12.0f\n", s.Name, s.Rate, s.P50, s.P99, s.Max, s.CPU, s.CPUAll, s.LogBytes)
+	}
+	fmt.Fprintf(&b, "\n%-18s %12s %12s %14s %16s %16s\n", "idle, per client", "bytes", "RSS bytes", "goroutines", "CPU ms/s before", "CPU ms/s idle")
+	for _, n := range o.Idle {
+		name := n.Node + ", a peer"
+		if n.Connected {
+			name = n.Node + ", connected"
+		}
+		fmt.Fprintf(&b, "%-18s %12.0f %12.0f %14.2f %16.1f %16.1f\n", name, n.Bytes, n.RSS, n.Goroutines, n.CPUBefore, n.CPUIdle)
+	}
+	fmt.Fprintf(&b, "\nof the connected node alone %.0f B, replicated on each node %.0f B\n", o.Local, o.Replicated)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
