@@ -244,6 +244,10 @@ func (b *Broker) track() bool {
 	return true
 }
 
+// elapsed is the time since the broker was made: an instant in a third of the bytes of
+// a time.Time.
+func (b *Broker) elapsed() time.Duration { return time.Since(b.started) }
+
 // answered counts n publishes out of the FIFOs.
 func (b *Broker) answered(n int) {
 	if b.unanswered.Add(int64(-n)) == 0 && b.draining.Load() {

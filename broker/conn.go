@@ -26,36 +26,47 @@ type conn struct {
 	// Set by CONNECT, constant afterwards; expiry may be changed by DISCONNECT.
 	client      string
 	identity    Identity
-	version     byte // 3, 4 or 5
+	keepAlive   time.Duration
+	expiry      time.Duration
+	packetMax   uint32 // largest packet the client takes, 0 is no limit
+	sendWindow  uint16 // QoS 1 and 2 messages that may be on the wire to the client
+	aliasMax    uint16 // topic aliases that the client takes
+	version     byte   // 3, 4 or 5
 	clean       bool
 	assigned    bool // the broker made up the client id
 	problemInfo bool // the client wants reason strings
-	keepAlive   time.Duration
-	packetMax   uint32 // largest packet the client takes, 0 is no limit
-	sendWindow  int    // QoS 1 and 2 messages that may be on the wire to the client
-	aliasMax    uint16 // topic aliases that the client takes
-	expiry      time.Duration
 	shortened   bool // expiry is less than the client asked for
 
-	// Owned by the reader.
-	partial   []byte    // read and not handled when the goroutine was given back
-	seen      time.Time // when the last packet was read
-	woken     time.Time // when the present goroutine began
-	deadline  time.Time // of reads, as this side has set it; zero is none
+	// Owned by the reader. Instants are counted from the start of the broker.
+	gated     bool          // holds the client id's gate
+	goodbye   bool          // the client sent DISCONNECT 0x00: no will
+	left      bool          // the session has been told that this connection ended
+	seen      time.Duration // when the last packet was read
+	woken     time.Duration // when the present goroutine began
+	deadline  time.Duration // of reads, as this side has set it; zero is none
+	partial   []byte        // read and not handled when the goroutine was given back
 	aliases   []string
 	will      *session.Message
 	willDelay time.Duration
-	gated     bool // holds the client id's gate
-	goodbye   bool // the client sent DISCONNECT 0x00: no will
 
-	ref     session.Ref       // of the session in its shard
-	resumed session.Connected // what there was of it, until the session is established
-	session *live             // set when the session is established
-	socket  socket            // nil: the connection keeps its goroutine while it waits
-	left    bool              // the session has been told that this connection ended
+	ref     session.Ref        // of the session in its shard
+	resumed *session.Connected // what there was of it, until the session is established
+	session *live              // set when the session is established
+	socket  socket             // nil: the connection keeps its goroutine while it waits
 
 	mu          sync.Mutex
 	changed     sync.Cond // room in the wait list, an empty FIFO, the end of the connection
+	queued      bool      // for in-flight bytes
+	armed       bool
+	submitting  bool // the pump is handing publishes over: newer ones must not overtake
+	pumping     bool
+	writing     bool // the pump is in a write call
+	closing     bool // nothing more is read
+	silent      bool // nothing more may be said: the order of answers is broken, or the end has been said
+	dead        bool // the socket is gone; what was handed over is still awaited
+	over        bool // everything has ended: no pump may start
+	parked      bool // nobody reads: the poller or an end wakes the connection
+	told        bool // a DISCONNECT is among the bytes written
 	fifo        publishList
 	unrouted    *publish // the first in it that is not on its way to subscribers
 	waiting     publishList
@@ -63,20 +74,9 @@ type conn struct {
 	quota       int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts
 	qos2        map[uint16]bool // ids of inbound QoS 2 publishes: false being committed, true answered with PUBREC
 	received    int             // the true ones: exchanges that wait for PUBREL
-	queued      bool            // for in-flight bytes
 	timer       *time.Timer
-	armed       bool
-	submitting  bool // the pump is handing publishes over: newer ones must not overtake
-	pumping     bool
-	writing     bool        // the pump is in a write call
-	closing     bool        // nothing more is read
-	silent      bool        // nothing more may be said: the order of answers is broken, or the end has been said
-	dead        bool        // the socket is gone; what was handed over is still awaited
-	over        bool        // everything has ended: no pump may start
-	parked      bool        // nobody reads: the poller or an end wakes the connection
 	alive       *time.Timer // watches the keep-alive of a parked connection
 	cause       packets.Code
-	told        bool // a DISCONNECT is among the bytes written
 	out, spare  []byte
 	shared      []insert // payloads that many subscribers wait for, in their places in out
 	sharedBytes int

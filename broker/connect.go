@@ -131,7 +131,7 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 	c.keepAlive = time.Duration(p.Keepalive) * time.Second
 	c.sendWindow = deliverWindow
 	if n := int(pk.Properties.ReceiveMaximum); n > 0 {
-		c.sendWindow = min(n, deliverWindow)
+		c.sendWindow = uint16(min(n, deliverWindow))
 	}
 	c.aliasMax = min(pk.Properties.TopicAliasMaximum, c.b.cfg.TopicAliasMax)
 	c.expiry = c.b.cfg.SessionExpiryMax

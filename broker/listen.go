@@ -145,7 +145,7 @@ func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint, place *lis
 	if code := b.admit(ctx, c, &pk); code != packets.CodeSuccess {
 		return code, nil
 	}
-	c.seen = time.Now()
+	c.seen = b.elapsed()
 	c.woken = c.seen // it has more to say, as a rule: its subscriptions
 	if err := c.Conn.SetDeadline(time.Time{}); err != nil {
 		return packets.CodeSuccess, fmt.Errorf("clear connect deadline: %w", err)

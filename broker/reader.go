@@ -74,7 +74,7 @@ var (
 // parks and is run again later, or ends. Exactly one goroutine is in here, or the
 // connection is parked.
 func (c *conn) run() {
-	err := c.readPackets(time.Now())
+	err := c.readPackets(c.b.elapsed())
 	if errors.Is(err, errParked) {
 		return
 	}
@@ -104,8 +104,8 @@ func (r *readBuffers) put(b []byte) {
 	}
 }
 
-func (c *conn) readPackets(now time.Time) error {
-	busy := now.Sub(c.woken) < c.b.cfg.IdleAfter/busyShare
+func (c *conn) readPackets(now time.Duration) error {
+	busy := now-c.woken < c.b.cfg.IdleAfter/busyShare
 	c.woken = now
 	in := c.b.buffers.get()
 	defer func() { c.b.buffers.put(in) }()
@@ -121,7 +121,7 @@ func (c *conn) readPackets(now time.Time) error {
 		}
 		rest := copy(in, in[used:])
 		if used > 0 {
-			c.seen = time.Now()
+			c.seen = c.b.elapsed()
 			if rest == 0 && cap(in) > c.b.buffers.size { // one large packet does not pin a large buffer
 				in = c.b.buffers.get()
 			}
@@ -225,7 +225,7 @@ func (c *conn) readMore(p []byte, busy bool) (int, error) {
 		return n, err
 	}
 	for {
-		if err := c.setDeadline(time.Now()); err != nil {
+		if err := c.setDeadline(c.b.elapsed()); err != nil {
 			return 0, err
 		}
 		n, err := c.Conn.Read(p)
@@ -238,7 +238,7 @@ func (c *conn) readMore(p []byte, busy bool) (int, error) {
 		switch {
 		case closing:
 			return 0, errEnding
-		case c.overdue(time.Now()):
+		case c.overdue(c.b.elapsed()):
 			return 0, packets.ErrKeepAliveTimeout
 		case c.socket != nil:
 			return 0, poll.ErrWouldBlock
@@ -249,27 +249,27 @@ func (c *conn) readMore(p []byte, busy bool) (int, error) {
 // patience is how long the client may be silent: one and a half keep-alive intervals.
 func (c *conn) patience() time.Duration { return c.keepAlive + c.keepAlive/2 }
 
-func (c *conn) overdue(now time.Time) bool {
-	return c.keepAlive > 0 && now.Sub(c.seen) >= c.patience()
+func (c *conn) overdue(now time.Duration) bool {
+	return c.keepAlive > 0 && now-c.seen >= c.patience()
 }
 
 // setDeadline bounds the next read. A connection that can park may wait for IdleAfter,
 // up to twice of it; then the timer of park watches the keep-alive. Another one may
 // wait for the keep-alive, up to a sixteenth longer. So the deadline is never early and
 // a busy connection rarely pays for moving it.
-func (c *conn) setDeadline(now time.Time) error {
-	var at time.Time
+func (c *conn) setDeadline(now time.Duration) error {
+	var at time.Duration
 	slack := c.b.cfg.IdleAfter
 	switch {
 	case c.socket != nil:
-		at = now.Add(2 * slack)
+		at = now + 2*slack
 	case c.keepAlive > 0:
 		slack = c.keepAlive / 16
-		at = c.seen.Add(c.patience() + slack)
+		at = c.seen + c.patience() + slack
 	default:
 		return nil
 	}
-	if at.Sub(c.deadline) <= slack && c.deadline.After(now) {
+	if at-c.deadline <= slack && c.deadline > now {
 		return nil
 	}
 	c.mu.Lock()
@@ -278,7 +278,7 @@ func (c *conn) setDeadline(now time.Time) error {
 		return errEnding
 	}
 	c.deadline = at
-	return c.Conn.SetReadDeadline(at)
+	return c.Conn.SetReadDeadline(c.b.started.Add(at))
 }
 
 // unblock takes back a deadline that an earlier run has left.
@@ -288,11 +288,11 @@ func (c *conn) unblock() error {
 	if c.closing {
 		return errEnding
 	}
-	if c.deadline.IsZero() {
+	if c.deadline == 0 {
 		return nil
 	}
-	c.deadline = time.Time{}
-	return c.Conn.SetReadDeadline(c.deadline)
+	c.deadline = 0
+	return c.Conn.SetReadDeadline(time.Time{})
 }
 
 // park gives the goroutine back. What has arrived of a packet stays.
@@ -306,7 +306,7 @@ func (c *conn) park(rest []byte) error {
 		return errEnding
 	}
 	if c.keepAlive > 0 {
-		d := max(0, c.patience()-time.Since(c.seen))
+		d := max(0, c.seen+c.patience()-c.b.elapsed())
 		if c.alive == nil {
 			c.alive = time.AfterFunc(d, c.onSilence)
 		} else {
@@ -342,7 +342,7 @@ func (c *conn) wakeLocked() {
 func (c *conn) onSilence() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.parked && c.overdue(time.Now()) {
+	if c.parked && c.overdue(c.b.elapsed()) {
 		c.failLocked(packets.ErrKeepAliveTimeout)
 	}
 }

@@ -24,7 +24,7 @@ type live struct {
 	durable  bool
 
 	mu     sync.Mutex
-	subs   map[string]*subscriber
+	subs   session.Filters[*subscriber]
 	conn   *conn       // once it has its CONNACK: messages may be written
 	gone   bool        // ended; nothing is queued any more
 	unsent []*outgoing // QoS 1 and 2 messages waiting for the window
@@ -95,7 +95,7 @@ const spanMax = 30_000
 // advance sends what the client's window allows. s.mu is held.
 func (s *live) advance(b *Broker, now time.Time) {
 	c := s.conn
-	for c != nil && len(s.unsent) > 0 && len(s.sent) < c.sendWindow && len(s.flight) < spanMax {
+	for c != nil && len(s.unsent) > 0 && len(s.sent) < int(c.sendWindow) && len(s.flight) < spanMax {
 		o := s.unsent[0]
 		s.unsent[0] = nil
 		s.unsent = s.unsent[1:]
@@ -315,15 +315,12 @@ func (s *live) queued(b *Broker, it *session.Item, last uint64) {
 func (s *live) subscribe(b *Broker, sub session.Subscription) (fresh, ok bool, announced func(context.Context) error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	old := s.subs[sub.Filter]
+	old := s.subs.Get(sub.Filter)
 	if s.gone || old == nil && len(s.subs) >= b.cfg.SubscriptionsMax {
 		return false, false, nil
 	}
-	if s.subs == nil {
-		s.subs = map[string]*subscriber{}
-	}
 	v := &subscriber{s, sub}
-	s.subs[sub.Filter] = v
+	s.subs.Put(v)
 	if s.elsewhere(sub.Filter) {
 		return old == nil, true, nil
 	}
@@ -344,11 +341,11 @@ func (s *live) elsewhere(filter string) bool {
 func (s *live) unsubscribe(b *Broker, filter string) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	v := s.subs[filter]
+	v := s.subs.Get(filter)
 	if v == nil {
 		return false
 	}
-	delete(s.subs, filter)
+	s.subs.Remove(filter)
 	s.forget(b, v)
 	return true
 }
@@ -480,7 +477,7 @@ func (b *Broker) connectSession(ctx context.Context, c *conn) packets.Code {
 		return b.connectCode(c, err)
 	}
 	c.ref = session.Ref{Client: c.client, Epoch: got.Epoch}
-	c.resumed = got
+	c.resumed = &got
 	c.will = nil // the shard's from now on
 	c.lockGate()
 	return packets.CodeSuccess
@@ -491,7 +488,7 @@ func (b *Broker) connectSession(ctx context.Context, c *conn) packets.Code {
 // and ends. The gate is held.
 func (b *Broker) enter(c *conn) (present bool) {
 	got := c.resumed
-	c.resumed = session.Connected{}
+	c.resumed = nil
 	s := &live{ref: c.ref, id: c.client, identity: c.identity, durable: c.durable(),
 		have: got.First - 1, last: max(got.Last, b.sessions.arrived(c.client)), again: got.Sent}
 	c.session = s
@@ -552,13 +549,16 @@ func (b *Broker) leave(c *conn) {
 		return
 	}
 	c.left = true
-	delay, wire := time.Duration(0), c.resumed.Sent
+	delay, wire := time.Duration(0), uint64(0)
 	if b.draining.Load() {
 		delay = drainWillDelay
 	}
-	if s := c.session; s != nil {
+	switch s := c.session; {
+	case s != nil:
 		wire = s.end(b)
 		b.sessions.remove(s)
+	case c.resumed != nil:
+		wire = c.resumed.Sent
 	}
 	b.cluster.Disconnect(c.ref, !c.goodbye, delay, min(c.expiry, b.cfg.SessionExpiryMax), wire)
 }

@@ -14,6 +14,9 @@ type subscriber struct {
 	sub session.Subscription
 }
 
+// Subscribed is the filter.
+func (v *subscriber) Subscribed() string { return v.sub.Filter }
+
 // subscribers is the index of the subscriptions of this node's sessions. Shared
 // groups are not matched here: who routes a message knows all their members, on
 // every node, and names the groups whose turn is here.

@@ -21,6 +21,7 @@ type routes struct {
 	mu      sync.RWMutex
 	sources map[string]*origin
 	index   session.Index[*target]
+	own     int          // plain filters of this node's clients: its broker finds those itself
 	filters atomic.Int64 // announced by all sources together
 }
 
@@ -71,8 +72,8 @@ func (r *routes) originLocked(id string) *origin {
 	return o
 }
 
-// apply takes news of one source: everything (reset) or what changed since the
-// version that is known here. It reports whether the news fitted.
+// apply takes news of one source: everything (reset) or what changed since the version
+// that is known here; of this node's own, changes only. It reports whether they fitted.
 func (r *routes) apply(id string, m mark, reset bool, changes []change) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -114,6 +115,12 @@ func (r *routes) setLocked(o *origin, c change) {
 		case t != nil:
 			t.weight = c.weight
 		}
+	} else if o.peer == r.self && o.peer != "" {
+		if c.weight > 0 { // told of changes only
+			r.own++
+		} else {
+			r.own--
+		}
 	} else if c.weight > 0 != o.known[plain] {
 		if c.weight > 0 {
 			o.known[plain] = true
@@ -123,7 +130,7 @@ func (r *routes) setLocked(o *origin, c change) {
 			r.index.Remove(plain, o.plain)
 		}
 	}
-	r.filters.Store(int64(r.index.Len()))
+	r.filters.Store(int64(r.index.Len() + r.own))
 }
 
 // renew lets a source be relied on until then.

@@ -178,19 +178,10 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 	for _, x := range s.received {
 		out.Received = append(out.Received, x.id)
 	}
-	for _, f := range s.filters() {
-		out.Subs = append(out.Subs, s.subs[f].Subscription)
+	for _, v := range s.subs {
+		out.Subs = append(out.Subs, v.Subscription)
 	}
 	return StatusOK, out.append(nil)
-}
-
-func (s *state) filters() []string {
-	out := make([]string, 0, len(s.subs))
-	for f := range s.subs {
-		out = append(out, f)
-	}
-	slices.Sort(out)
-	return out
 }
 
 // own and disown keep count of a process's connections, and of the members of
@@ -214,9 +205,9 @@ func (st *State) disown(s *state) {
 
 // shifted reports the weights of a session's shared filters, which have changed.
 func (st *State) shifted(s *state) {
-	for _, f := range s.filters() {
-		if st.groups[f] != nil {
-			st.effects.Filters = append(st.effects.Filters, st.weigh(f))
+	for _, v := range s.subs {
+		if st.groups[v.Filter] != nil {
+			st.effects.Filters = append(st.effects.Filters, st.weigh(v.Filter))
 		}
 	}
 }
@@ -281,8 +272,8 @@ func (st *State) due(s *state) {
 func (st *State) end(s *state) {
 	st.due(s)
 	st.disown(s)
-	for _, f := range s.filters() {
-		st.drop(s, f)
+	for len(s.subs) > 0 {
+		st.drop(s, s.subs[len(s.subs)-1].Filter)
 	}
 	delete(st.backlog, s)
 	delete(st.sessions, s.client)
@@ -329,15 +320,12 @@ func (st *State) subscribe(s *state, r *wire.Reader) (Status, []byte) {
 }
 
 func (st *State) put(s *state, p Subscription) {
-	if old := s.subs[p.Filter]; old != nil {
+	if old := s.subs.Get(p.Filter); old != nil {
 		old.Subscription = p
 		return
 	}
-	if s.subs == nil {
-		s.subs = map[string]*sub{}
-	}
 	v := &sub{s, p}
-	s.subs[p.Filter] = v
+	s.subs.Put(v)
 	st.enlist(v)
 	st.effects.Filters = append(st.effects.Filters, st.weigh(p.Filter))
 }
@@ -363,11 +351,11 @@ func (st *State) enlist(v *sub) {
 }
 
 func (st *State) drop(s *state, filter string) {
-	v := s.subs[filter]
+	v := s.subs.Get(filter)
 	if v == nil {
 		return
 	}
-	delete(s.subs, filter)
+	s.subs.Remove(filter)
 	if plain, shared := SplitShared(filter); !shared {
 		st.index.Remove(plain, v)
 	} else if g := st.groups[filter]; g != nil {

@@ -100,8 +100,8 @@ func (s *state) append(dst []byte, ids map[*Message]uint64) []byte {
 	dst = wire.AppendUint(wire.AppendUint(dst, uint64(s.limits.count)), uint64(s.limits.bytes))
 	dst = wire.AppendInt(dst, s.limits.age)
 	dst = wire.AppendUint(dst, uint64(len(s.subs)))
-	for _, f := range s.filters() {
-		dst = s.subs[f].Append(dst)
+	for _, v := range s.subs {
+		dst = v.Append(dst)
 	}
 	dst = wire.AppendUint(wire.AppendUint(wire.AppendUint(dst, s.sent), s.first), uint64(len(s.queue)))
 	for i := range s.queue {
@@ -262,11 +262,7 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 	s.expiry = r.Int()
 	s.limits = limits{int(min(r.Uint(), queueMaxMax)), int(min(r.Uint(), queueBytesMax)), r.Int()}
 	for range r.Count(3) {
-		if s.subs == nil {
-			s.subs = map[string]*sub{}
-		}
-		p := DecodeSubscription(r)
-		s.subs[p.Filter] = &sub{s, p}
+		s.subs.Put(&sub{s, DecodeSubscription(r)})
 	}
 	s.sent = r.Uint()
 	s.first = max(r.Uint(), 1)
@@ -297,8 +293,8 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 // adopt puts a decoded session into the tables that follow from it.
 func (st *State) adopt(s *state) {
 	st.sessions[s.client] = s
-	for _, f := range s.filters() {
-		st.enlist(s.subs[f])
+	for _, v := range s.subs {
+		st.enlist(v)
 	}
 	if s.connected {
 		st.owners[s.owner]++

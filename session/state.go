@@ -66,7 +66,7 @@ type state struct {
 	durable   bool
 	expiry    int64
 	limits    limits
-	subs      map[string]*sub
+	subs      Filters[*sub]
 	queue     []Item // numbers ascend by one; the first is not acknowledged
 	first     uint64 // number of queue[0], or of the next message
 	live      int    // items not acknowledged
@@ -97,6 +97,9 @@ type sub struct {
 	s *state
 	Subscription
 }
+
+// Subscribed is the filter.
+func (v *sub) Subscribed() string { return v.Filter }
 
 // group is the members of a shared filter.
 type group struct {
@@ -263,10 +266,10 @@ func (st *State) Filters() []FilterChange {
 	seen := map[string]bool{}
 	var out []FilterChange
 	for _, s := range st.sessions {
-		for f := range s.subs {
-			if !seen[f] {
-				seen[f] = true
-				out = append(out, st.weigh(f))
+		for _, v := range s.subs {
+			if !seen[v.Filter] {
+				seen[v.Filter] = true
+				out = append(out, st.weigh(v.Filter))
 			}
 		}
 	}

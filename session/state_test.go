@@ -485,7 +485,8 @@ func announced(t *testing.T, st *State) {
 	t.Helper()
 	want := map[string]FilterChange{}
 	for _, s := range st.sessions {
-		for f := range s.subs {
+		for _, v := range s.subs {
+			f := v.Filter
 			c := want[f]
 			c.Filter = f
 			if _, shared := SplitShared(f); !shared {
