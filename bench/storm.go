@@ -44,13 +44,14 @@ type Storm struct {
 	AckP99  float64 `json:"connack_p99_ms"`
 	AckMax  float64 `json:"connack_max_ms"`
 	// Telemetry of the clients that stay connected, second by second, from the kill on.
-	Rate    float64  `json:"telemetry_per_second"`
-	Before  Second   `json:"telemetry_before"`
-	Seconds []Second `json:"telemetry_after"`
+	Rate   float64  `json:"telemetry_per_second"`
+	Before []Second `json:"telemetry_before"`
+	After  []Second `json:"telemetry_after"`
 }
 
 // Second is the latency of telemetry that was acknowledged in one second.
 type Second struct {
+	At    float64 `json:"at_s"` // its begin, from the kill
 	Acked int     `json:"acknowledged"`
 	P50   float64 `json:"p50_ms"`
 	P99   float64 `json:"p99_ms"`
@@ -58,10 +59,9 @@ type Second struct {
 }
 
 const (
-	stormBefore      = 10 * time.Second // of telemetry before the kill
-	stormAfter       = 15 * time.Second
-	stormConnections = 50
-	stormMax         = 2 * time.Minute // for all to be back
+	stormBefore = 10 * time.Second // of telemetry before the kill
+	stormAfter  = 15 * time.Second
+	stormMax    = 2 * time.Minute // for all to be back
 )
 
 // RunStorm fills one node of three with clients, kills it, and lets its clients go to
@@ -98,12 +98,10 @@ type storm struct {
 	c   *devcluster.Cluster
 	out *Storm
 
-	mu      sync.Mutex
-	killed  time.Time // zero until then
-	back    []time.Duration
-	acks    *hdrhistogram.Histogram
-	bins    []*hdrhistogram.Histogram // by second from the kill on
-	earlier *hdrhistogram.Histogram
+	mu     sync.Mutex
+	killed time.Time // zero until then
+	back   []time.Duration
+	acks   *hdrhistogram.Histogram
 }
 
 // settle connects a client before the storm and subscribes.
@@ -125,11 +123,12 @@ func (s *storm) settle(ctx context.Context, m *member, addr string) error {
 // strike kills the node under telemetry and waits for everybody.
 func (s *storm) strike(ctx context.Context, all *crowd, victim *devcluster.Node) error {
 	survivors := addrs(s.c)[:failoverNodes-1]
-	s.earlier = hdrhistogram.New(1, latencyMaxMicros, 3)
-	load := Load{Addrs: survivors, Connections: stormConnections, Window: 64, Rate: s.cfg.Rate, Duration: stormBefore + stormAfter, Prefix: "stays", Latency: s.latency}
 	var telemetry error
+	var seconds []ProbeSecond
 	var publishing sync.WaitGroup
-	publishing.Go(func() { _, telemetry = Run(ctx, load) })
+	publishing.Go(func() {
+		seconds, telemetry = runProbe(ctx, s.cfg.Binary, Probe{Addrs: survivors, Rate: s.cfg.Rate, Duration: stormBefore + stormAfter})
+	})
 	fmt.Fprintf(s.cfg.Progress, "telemetry at %.0f/s for %v, then the kill ...\n", s.cfg.Rate, stormBefore)
 	waiting, cancel := context.WithTimeout(ctx, stormBefore+stormMax)
 	defer cancel()
@@ -151,7 +150,7 @@ func (s *storm) strike(ctx context.Context, all *crowd, victim *devcluster.Node)
 	if err = errors.Join(err, telemetry, ctx.Err()); err != nil {
 		return err
 	}
-	return s.conclude()
+	return s.conclude(seconds)
 }
 
 // survive waits until the client's connection breaks and brings it back.
@@ -192,23 +191,7 @@ func (s *storm) survive(ctx context.Context, m *member, i int, addrs []string) {
 	}
 }
 
-// latency files an acknowledgement under the second it came in.
-func (s *storm) latency(d time.Duration) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	h := s.earlier
-	if !s.killed.IsZero() {
-		n := int(time.Since(s.killed) / time.Second)
-		for len(s.bins) <= n {
-			s.bins = append(s.bins, hdrhistogram.New(1, latencyMaxMicros, 2))
-		}
-		h = s.bins[n]
-	}
-	// A value beyond the histogram's end is recorded at its end.
-	_ = h.RecordValue(min(d.Microseconds(), latencyMaxMicros))
-}
-
-func (s *storm) conclude() error {
+func (s *storm) conclude(seconds []ProbeSecond) error {
 	o := s.out
 	if len(s.back) < o.Clients {
 		return fmt.Errorf("%d of %d clients were not back within %v", o.Clients-len(s.back), o.Clients, stormMax)
@@ -216,15 +199,15 @@ func (s *storm) conclude() error {
 	slices.Sort(s.back)
 	o.Half, o.Most, o.All = s.back[len(s.back)/2].Seconds(), s.back[len(s.back)*99/100].Seconds(), s.back[len(s.back)-1].Seconds()
 	o.AckP50, o.AckP99, o.AckMax = quantile(s.acks, 50), quantile(s.acks, 99), quantile(s.acks, 100)
-	o.Before = secondOf(s.earlier)
-	for _, h := range s.bins {
-		o.Seconds = append(o.Seconds, secondOf(h))
+	for _, second := range seconds {
+		switch second.Second.At = second.From.Sub(s.killed).Seconds(); {
+		case second.From.Before(s.killed.Add(-time.Second)):
+			o.Before = append(o.Before, second.Second)
+		default:
+			o.After = append(o.After, second.Second)
+		}
 	}
 	return nil
-}
-
-func secondOf(h *hdrhistogram.Histogram) Second {
-	return Second{Acked: int(h.TotalCount()), P50: quantile(h, 50), P99: quantile(h, 99), Max: quantile(h, 100)}
 }
 
 // Table writes the result for people.
@@ -233,10 +216,9 @@ func (o *Storm) Table(w io.Writer) error {
 	fmt.Fprintf(&b, "%d clients of a killed node go to the other two at once\n", o.Clients)
 	fmt.Fprintf(&b, "back after: half %.1f s, 99 %% %.1f s, all %.1f s; %d found their session; told to come again %d, ended without an answer %d\n", o.Half, o.Most, o.All, o.Present, o.Refused, o.Failed)
 	fmt.Fprintf(&b, "from CONNECT to CONNACK: p50 %.0f ms, p99 %.0f ms, longest %.0f ms\n", o.AckP50, o.AckP99, o.AckMax)
-	fmt.Fprintf(&b, "\ntelemetry of others, %.0f/s offered\n%-10s %8s %8s %8s %8s\n", o.Rate, "second", "acked", "p50 ms", "p99 ms", "max ms")
-	fmt.Fprintf(&b, "%-10s %8d %8.1f %8.1f %8.1f\n", "before", o.Before.Acked, o.Before.P50, o.Before.P99, o.Before.Max)
-	for i, s := range o.Seconds {
-		fmt.Fprintf(&b, "%-10d %8d %8.1f %8.1f %8.1f\n", i+1, s.Acked, s.P50, s.P99, s.Max)
+	fmt.Fprintf(&b, "\ntelemetry of others, %.0f/s offered, by the second; the kill is at 0\n%8s %8s %8s %8s %8s\n", o.Rate, "s", "acked", "p50 ms", "p99 ms", "max ms")
+	for _, s := range slices.Concat(o.Before, o.After) {
+		fmt.Fprintf(&b, "%8.1f %8d %8.1f %8.1f %8.1f\n", s.At, s.Acked, s.P50, s.P99, s.Max)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err

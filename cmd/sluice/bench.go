@@ -15,6 +15,7 @@ type benchCmd struct {
 	Failover    benchFailoverCmd    `cmd:"" help:"Time without an acknowledgement when a leader's node is killed, again and again."`
 	Connections benchConnectionsCmd `cmd:"" help:"Clients per second that a node lets in, and memory and CPU of idle ones."`
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
+	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
 	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
@@ -72,6 +73,20 @@ func (c *benchStormCmd) Run(ctx context.Context) error {
 		return json.NewEncoder(os.Stdout).Encode(o)
 	}
 	return o.Table(os.Stdout)
+}
+
+type benchProbeCmd struct {
+	Addr     []string      `required:"" help:"MQTT addresses."`
+	Rate     float64       `default:"2000" help:"Publishes per second."`
+	Duration time.Duration `default:"10s" help:"How long."`
+}
+
+// Run implements kong.
+func (c *benchProbeCmd) Run(ctx context.Context) error {
+	if c.Rate < 1 || c.Rate > 1e6 || c.Duration < time.Second {
+		return fmt.Errorf("%v publishes per second for %v: use 1 to 1000000, and at least 1s", c.Rate, c.Duration)
+	}
+	return bench.RunProbe(ctx, bench.Probe{Addrs: c.Addr, Rate: c.Rate, Duration: c.Duration}, os.Stdout)
 }
 
 type benchIngestCmd struct {
