@@ -12,7 +12,6 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 	"github.com/prometheus/client_golang/prometheus"
-	"golang.org/x/time/rate"
 
 	"github.com/sluice-iot/sluice/broker/poll"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -45,7 +44,7 @@ type Broker struct {
 	cluster             Cluster
 	subs                subscribers
 	budget              budget
-	connects            *rate.Limiter
+	turns               *turns
 	identities, devices *limiters
 	halfOpen            halfOpen
 
@@ -82,9 +81,9 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 		idle: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
 	b.sessions.byID, b.sessions.early = map[string]*live{}, map[string]uint64{}
 	b.budget.max = cfg.InFlightBytesMax
-	b.connects = rate.NewLimiter(rate.Limit(cfg.Limits.Connects), max(connectBurstMin, int(cfg.Limits.Connects/10)))
+	b.turns = newTurns(cfg.Limits)
 	b.identities, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
-	b.halfOpen.max = cfg.HalfOpenMax
+	b.halfOpen.max, b.halfOpen.freed = cfg.HalfOpenMax, make(chan struct{}, 1)
 	b.buffers.size = cfg.ReadBufferBytes
 	if reg != nil {
 		if err := b.registerGauges(reg); err != nil {

@@ -55,7 +55,7 @@ type Config struct {
 	ConnectTimeout time.Duration
 
 	// HalfOpenMax bounds connections that have not finished CONNECT; one more
-	// pushes the oldest of them out. Default 1024.
+	// waits up to a second, then pushes the oldest of them out. Default 4096.
 	HalfOpenMax int
 
 	// ConnectionsMax bounds all connections of the node; more are answered 0x89
@@ -132,7 +132,7 @@ func (c Config) withDefaults() Config {
 	def(&c.PayloadBytesMax, min(512<<10, int(c.PacketBytesMax)))
 	def(&c.ConnectBytesMax, 64<<10)
 	def(&c.ConnectTimeout, 5*time.Second)
-	def(&c.HalfOpenMax, 1024)
+	def(&c.HalfOpenMax, 4096)
 	def(&c.ConnectionsMax, 50_000)
 	def(&c.SessionExpiryMax, 24*time.Hour)
 	def(&c.SubscriptionsMax, 1000)

@@ -1,7 +1,6 @@
 package broker
 
 import (
-	"context"
 	"fmt"
 	"hash/maphash"
 	"math"
@@ -15,10 +14,11 @@ import (
 // Limits are bounds on what clients may ask per second. Zero is the default of
 // Connects, and no limit for the others.
 type Limits struct {
-	// Connects is how many CONNECTs per second are let in, default 5,000. More wait
-	// their turn, first come first served, and after ConnectWait are told to try again
-	// (0x89, 3.1.1: 3), so that a fleet that comes back all at once does not starve
-	// those who are in.
+	// Connects is how many CONNECTs per second are let in, default 5,000, fewer while
+	// the machine has not the time for more. The others wait their turn, sources in
+	// turn and first come first served within one, and after ConnectWait are told to try
+	// again (0x89, 3.1.1: 3), so that a fleet that comes back all at once does not
+	// starve those who are in.
 	Connects float64
 	// ConnectWait is the longest turn that is waited for, default 2 s; with Connects it
 	// bounds the queue.
@@ -95,33 +95,6 @@ func (l *limiters) of(name string) *rate.Limiter {
 	b := rate.NewLimiter(l.rate, l.burst)
 	s.byName[name] = b
 	return b
-}
-
-// queue waits for the turn of a CONNECT. The order of the reservations is the order of
-// the turns.
-func (b *Broker) queue(ctx context.Context, c *conn) packets.Code {
-	now := time.Now()
-	r := b.connects.ReserveN(now, 1)
-	d := r.DelayFrom(now)
-	if d == 0 {
-		return packets.CodeSuccess
-	}
-	if d > b.cfg.Limits.ConnectWait {
-		r.CancelAt(now)
-		return packets.Code{Code: packets.ErrServerBusy.Code, Reason: fmt.Sprintf("too many clients connect at once, try again in %d s", int(d/time.Second)+1)}
-	}
-	if err := c.Conn.SetDeadline(now.Add(d + b.cfg.ConnectTimeout)); err != nil {
-		return packets.ErrServerBusy // gone
-	}
-	b.metrics.connectWait.Observe(d.Seconds())
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return packets.CodeSuccess
-	case <-ctx.Done():
-		return packets.ErrServerShuttingDown
-	}
 }
 
 // throttle applies the limits of identity and device. An MQTT 5 client is told what it

@@ -14,35 +14,73 @@ import (
 )
 
 // halfOpen is the connections that have not finished CONNECT, oldest first. When
-// there are too many the oldest is closed: an honest client is through in
-// milliseconds, one that holds a place is not.
+// there are too many, no more are accepted for a moment; then the oldest is closed: an
+// honest client is through in milliseconds, one that holds a place is not.
 type halfOpen struct {
 	max   int
+	freed chan struct{} // something has been removed
 	mu    sync.Mutex
-	conns list.List
+	conns list.List // of entrant
 }
+
+type entrant struct {
+	nc net.Conn
+	at time.Time
+}
+
+// halfOpenMin is how long a connection keeps its place: while a whole fleet comes back,
+// the others wait in the kernel's queue and are not closed for being many.
+const halfOpenMin = time.Second
 
 func (h *halfOpen) add(nc net.Conn) *list.Element {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if h.conns.Len() >= h.max {
 		oldest := h.conns.Remove(h.conns.Front())
-		_ = oldest.(net.Conn).Close() // its reader finds out
+		_ = oldest.(entrant).nc.Close() // its reader finds out
 	}
-	return h.conns.PushBack(nc)
+	return h.conns.PushBack(entrant{nc, time.Now()})
+}
+
+// room waits until there is a place, or the oldest has had its time.
+func (h *halfOpen) room(ctx context.Context) {
+	for {
+		h.mu.Lock()
+		d := time.Duration(0)
+		if h.conns.Len() >= h.max {
+			d = halfOpenMin - time.Since(h.conns.Front().Value.(entrant).at)
+		}
+		h.mu.Unlock()
+		if d <= 0 {
+			return
+		}
+		timer := time.NewTimer(d)
+		select {
+		case <-h.freed:
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return
+		}
+		timer.Stop()
+	}
 }
 
 func (h *halfOpen) remove(e *list.Element) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.conns.Remove(e)
+	select {
+	case h.freed <- struct{}{}:
+	default:
+	}
 }
 
 func (h *halfOpen) closeAll() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for e := h.conns.Front(); e != nil; e = e.Next() {
-		_ = e.Value.(net.Conn).Close() // its reader finds out
+		_ = e.Value.(entrant).nc.Close() // its reader finds out
 	}
 }
 
@@ -57,6 +95,7 @@ func (b *Broker) accept(ctx context.Context, l net.Listener, e *Endpoint) {
 	defer b.running.Done()
 	pause := time.Duration(0)
 	for {
+		b.halfOpen.room(ctx)
 		nc, err := l.Accept()
 		if err != nil {
 			if errors.Is(err, net.ErrClosed) || ctx.Err() != nil {

@@ -82,6 +82,7 @@ func (b *Broker) registerGauges(reg prometheus.Registerer) error {
 	}{
 		{"connections", "Connected MQTT clients.", func() float64 { return float64(b.connected.Load()) }},
 		{"half_open_connections", "Connections that have not finished CONNECT.", func() float64 { return float64(b.halfOpen.len()) }},
+		{"connects_waiting", "CONNECTs that wait for their turn.", func() float64 { return float64(b.turns.len()) }},
 		{"sessions", "Sessions kept on this node, connected or not.", func() float64 { return float64(b.sessions.len()) }},
 		{"subscriptions", "Subscriptions held on this node.", func() float64 { return float64(b.subscriptions()) }},
 		{"publishes_in_flight", "Publishes handed to the ingest path and not yet decided.", func() float64 { return float64(b.inFlight.Load()) }},
