@@ -11,7 +11,7 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations soak lint fmt bench bench-failover fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations FORCE soak lint fmt bench bench-failover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -52,17 +52,21 @@ test-unit: ## the tests of the packages
 test-e2e: ## the tests that run real processes
 	$(GO) test -p 1 -count 1 -timeout 30m ./e2e ./bench/faults
 
-faults: build ## every fault of the table once, on power-loss disks (ONLY=F1,F4 SEED=7 choose)
-	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
+faults: build bin/sluice-mutations ## every fault of the table once, on power-loss disks (ONLY=F1,F4 SEED=7 choose)
+	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --wrong bin/sluice-mutations $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))
 
-mutations: ## show that every deliberate mistake is noticed by a check
-	CGO_ENABLED=0 $(GO) build -trimpath -tags mutations -o bin/sluice-mutations ./cmd/sluice
+bin/sluice-mutations: FORCE
+	CGO_ENABLED=0 $(GO) build -trimpath -tags mutations -o $@ ./cmd/sluice
+
+FORCE:
+
+mutations: bin/sluice-mutations ## show that every deliberate mistake is noticed by a check
 	$(GO) run ./bench/faults/cmd/faults mutations --binary bin/sluice-mutations --dir $${TMPDIR:-/tmp}/sluice-mutations
 
-soak: build ## random faults for ten minutes, in one cluster and from the table (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
+soak: build bin/sluice-mutations ## random faults for ten minutes, in one cluster and from the table (SLUICE_SOAK_SEED, SLUICE_SOAK_DURATION)
 	@seed=$${SLUICE_SOAK_SEED:-$$(date +%s)}; length=$${SLUICE_SOAK_DURATION:-10m}; set -e; \
 	SLUICE_SOAK_DURATION=$$length SLUICE_SOAK_SEED=$$seed $(GO) test -count 1 -timeout 0 -v -run Soak ./e2e; \
-	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --seed $$seed --for $$length
+	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --wrong bin/sluice-mutations --seed $$seed --for $$length
 
 lint: ## gofmt, vet and golangci-lint (built from source on first use)
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run make fmt"; exit 1; }

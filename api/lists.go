@@ -12,6 +12,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/sluice-iot/sluice/fleet"
+	"github.com/sluice-iot/sluice/internal/clock"
 )
 
 // listBufferBytes is how much of a list is collected before it is sent.
@@ -104,7 +105,7 @@ func (s *Server) listRoutes() {
 
 func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error) {
 	now := time.Now()
-	q := DeviceQuery{Where: p.query.Get("where"), Now: now.UnixMicro()}
+	q := DeviceQuery{Where: p.query.Get("where"), Now: clock.Micros(now)}
 	limit := p.limit(ReadingsLimitMax)
 	q.Limit = limit + 1
 	if c := p.query.Get("cursor"); c != "" {

@@ -13,6 +13,7 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/zeebo/xxh3"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -193,7 +194,7 @@ func (s *Server) submit(ctx context.Context, messages splitter, key string, t *t
 			return number, nil
 		}
 		l.tally, l.number = t, number
-		l.publish = telemetry.Publish{Payload: l.buf, Received: time.Now().UnixMicro(), QoS: 1, Token: true}
+		l.publish = telemetry.Publish{Payload: l.buf, Received: clock.Micros(time.Now()), QoS: 1, Token: true}
 		if key != "" {
 			l.publish.Client, l.publish.PacketID, l.publish.Dup = keyOfLine(key, number), uint16(number), true
 		}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
+
+	"github.com/sluice-iot/sluice/internal/clock"
 )
 
 // Watch takes an operator's word about anomalies.
@@ -113,7 +115,7 @@ func (s *Server) maintain(w http.ResponseWriter, r *http.Request, p *params) err
 	if err != nil {
 		return s.bodyError(err, 0)
 	}
-	until, err := maintenanceEnd(body, time.Now())
+	until, err := maintenanceEnd(body, clock.Wall(time.Now()))
 	if err != nil {
 		return newProblem(http.StatusBadRequest, "%v", err)
 	}

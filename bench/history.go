@@ -19,6 +19,7 @@ type Stored struct {
 	Time   time.Time
 	Sensor string
 	Value  float64
+	Score  float32
 }
 
 // Verdict is what a judge found, counted in messages.

@@ -16,7 +16,7 @@ type Survivor struct {
 	Addrs  []string
 	Device string
 	Window int           // publishes in flight
-	Pause  time.Duration // after every Burst publishes; 0 is none
+	Pause  time.Duration // before every Burst publishes; 0 is none
 	Burst  int           // 0 is 1
 	// Patience is how long it waits for an ack before it goes to the next
 	// address; 0 waits for as long as the connection lives.
@@ -97,13 +97,13 @@ func (s *Survivor) connected(ctx, end context.Context, addr string, open []uint6
 	}
 	for {
 		for len(open) < s.Window && ctx.Err() == nil {
+			if s.Pause > 0 && s.Sent()%uint64(max(s.Burst, 1)) == 0 {
+				time.Sleep(s.Pause) // before the message: its acknowledgement is not read meanwhile
+			}
 			seq := s.take()
 			open = append(open, seq)
 			if send(seq, false) != nil {
 				return open
-			}
-			if s.Pause > 0 && seq%uint64(max(s.Burst, 1)) == 0 {
-				time.Sleep(s.Pause)
 			}
 		}
 		if len(open) == 0 {

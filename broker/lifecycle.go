@@ -8,6 +8,7 @@ import (
 	"github.com/cespare/xxhash/v2"
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -41,7 +42,7 @@ func (b *Broker) Will(client string, m *session.Message, done func(error)) {
 		b.cluster.Publish(m, session.Key{}, done)
 		return
 	}
-	pub := &telemetry.Publish{Client: client, Topic: m.Topic, Payload: m.Payload, Received: time.Now().UnixMicro(), QoS: m.QoS}
+	pub := &telemetry.Publish{Client: client, Topic: m.Topic, Payload: m.Payload, Received: clock.Micros(time.Now()), QoS: m.QoS}
 	if topic.Kind == telemetry.TopicDevice {
 		pub.Device = topic.ID
 	}

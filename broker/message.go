@@ -6,6 +6,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/session"
 )
 
@@ -19,7 +20,7 @@ func expiryOf(p *packets.Properties, now time.Time) int64 {
 	if p.MessageExpiryInterval == 0 {
 		return 0
 	}
-	return now.UnixMicro() + int64(p.MessageExpiryInterval)*1_000_000
+	return clock.Micros(now) + int64(p.MessageExpiryInterval)*1_000_000
 }
 
 // propsOf encodes the properties of a publish that travel with it, once for all
@@ -50,7 +51,7 @@ func appendProperties(dst []byte, m *session.Message, ids []uint32, alias uint16
 	if alias > 0 {
 		dst = binary.BigEndian.AppendUint16(append(dst, packets.PropTopicAlias), alias)
 	}
-	dst = m.AppendExpiry(dst, now.UnixMicro())
+	dst = m.AppendExpiry(dst, clock.Micros(now))
 	for _, id := range ids {
 		dst = appendVarint(append(dst, packets.PropSubscriptionIdentifier), int(id))
 	}

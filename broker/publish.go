@@ -6,6 +6,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -76,7 +77,7 @@ func (c *conn) handlePublish(pk *packets.Packet) verdict {
 	}
 	now := time.Now()
 	p := &publish{conn: c, at: now, bytes: int64(len(pk.Payload)) + publishOverhead}
-	p.Publish = telemetry.Publish{Client: c.client, Topic: pk.TopicName, Payload: pk.Payload, Received: now.UnixMicro(),
+	p.Publish = telemetry.Publish{Client: c.client, Topic: pk.TopicName, Payload: pk.Payload, Received: clock.Micros(now),
 		PacketID: pk.PacketID, QoS: pk.FixedHeader.Qos, Dup: pk.FixedHeader.Dup}
 	if pk.FixedHeader.Retain || c.version == 5 && carries(&pk.Properties) {
 		p.special = p.message()

@@ -8,6 +8,7 @@ import (
 
 	"github.com/mochi-mqtt/server/v2/packets"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/session"
 )
 
@@ -133,7 +134,7 @@ func (s *live) undeliverable(b *Broker, o *outgoing, now time.Time) string {
 	switch {
 	case o.released:
 		return ""
-	case o.m.Expired(now.UnixMicro()):
+	case o.m.Expired(clock.Micros(now)):
 		return "expired"
 	case s.durable && b.cfg.Authorizer != nil && !b.cfg.Authorizer.Allow(s.identity, s.id, ActionReceive, o.m.Topic):
 		return "not_authorized" // the permission was taken back while the message waited

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -54,7 +55,7 @@ func (s *solo) apply(batch []byte) []byte {
 	s.turn.Lock()
 	defer s.turn.Unlock()
 	s.mu.Lock()
-	answer := s.state.Apply(time.Now().UnixMicro(), batch)
+	answer := s.state.Apply(clock.Micros(time.Now()), batch)
 	e, wills := s.state.TakeEffects(), s.state.Wills()
 	s.mu.Unlock()
 	s.hub.Effects(0, e)
@@ -66,7 +67,7 @@ func (s *solo) beat(now time.Time) {
 	s.mu.Lock()
 	due := s.state.NextDue()
 	s.mu.Unlock()
-	if due > 0 && due <= now.UnixMicro() {
+	if due > 0 && due <= clock.Micros(now) {
 		s.apply(session.AppendBatch(nil, "", 0, 0, [][]byte{session.AppendTick(nil)}))
 	}
 }
@@ -87,7 +88,7 @@ func (s *solo) Settled(context.Context, telemetry.ShardID) error { return nil }
 func (s *solo) Retained(_ context.Context, filter string) ([]*session.Message, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.state.Retained(filter, time.Now().UnixMicro()), nil
+	return s.state.Retained(filter, clock.Micros(time.Now())), nil
 }
 
 func (s *solo) Leads(telemetry.ShardID) bool { return true }

@@ -274,7 +274,7 @@ func (h *Host) reopenBroken(id telemetry.ShardID) {
 // setAside keeps the damaged snapshots under another name and empties the log.
 func (h *Host) setAside(id telemetry.ShardID) error {
 	log := h.deps.Log(GroupOf(id))
-	aside := fmt.Sprintf("%s.damaged-%d", filepath.Base(h.dir(id)), time.Now().UnixMicro())
+	aside := fmt.Sprintf("%s.damaged-%d", filepath.Base(h.dir(id)), h.cfg.Clock.Micros(time.Now()))
 	if err := h.beginRetirement(id, log, retirement{Aside: aside}); err != nil {
 		return err
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -32,6 +33,8 @@ type HostConfig struct {
 	// compete for the disk or for the database's connections.
 	FlushesMax int
 	Limits     Limits // zero is the default of each
+	// Clock is the wall clock that leaders propose; nil is the machine's.
+	Clock *clock.Clock
 }
 
 // Validate returns every problem of the configuration.
@@ -252,7 +255,7 @@ func (h *Host) follow(r Replica) error {
 func (h *Host) open(r Replica) error {
 	group := GroupOf(r.Shard)
 	cfg := replicaConfig{
-		id: r.Shard, self: h.cfg.Self, flush: h.cfg.Flush, limits: h.cfg.Limits,
+		id: r.Shard, self: h.cfg.Self, flush: h.cfg.Flush, limits: h.cfg.Limits, clock: h.cfg.Clock,
 		snapshots: h.dir(r.Shard),
 	}
 	log := h.deps.Log(group)

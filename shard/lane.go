@@ -182,7 +182,8 @@ func (f *flusher) write(ctx context.Context, l *lane, from, to uint64, complete 
 	took := time.Since(start)
 	f.shard.metrics.flushed(len(b.Rows), took)
 	if l.lane == telemetry.LaneLive {
-		f.turns.liveAt.Store(time.Now().UnixNano())
+		now := time.Now()
+		f.turns.liveAt.Store(&now)
 	} else {
 		f.shard.metrics.flushLate.Add(float64(len(b.Rows)))
 		f.rest(ctx, took)
@@ -192,7 +193,7 @@ func (f *flusher) write(ctx context.Context, l *lane, from, to uint64, complete 
 
 // rest keeps the node's late lanes waiting while live rows flow.
 func (f *flusher) rest(ctx context.Context, took time.Duration) {
-	if time.Since(time.Unix(0, f.turns.liveAt.Load())) > liveFlow {
+	if live := f.turns.liveAt.Load(); live == nil || time.Since(*live) > liveFlow {
 		return
 	}
 	select {

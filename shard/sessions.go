@@ -79,7 +79,7 @@ func (s *Shard) sessionTick(ctx context.Context, now time.Time) {
 		s.sessions.Wills(s.id, wills)
 	}
 	var ops [][]byte
-	if due > 0 && due <= now.UnixMicro() {
+	if due > 0 && due <= s.clock.Micros(now) {
 		ops = append(ops, session.AppendTick(nil))
 	}
 	for _, o := range owners {
@@ -91,7 +91,7 @@ func (s *Shard) sessionTick(ctx context.Context, now time.Time) {
 	if len(ops) == 0 {
 		return
 	}
-	if _, err := s.Call(ctx, sessionEntry(now.UnixMicro(), session.AppendBatch(nil, "", 0, 0, ops))); err != nil {
+	if _, err := s.Call(ctx, sessionEntry(s.clock.Micros(now), session.AppendBatch(nil, "", 0, 0, ops))); err != nil {
 		s.logger.Debug("sessions not moved on", "err", err)
 	}
 }
@@ -166,7 +166,7 @@ func (h *Host) submit(id telemetry.ShardID, batch []byte, done func([]byte, erro
 		go done(nil, &NotLeaderError{Shard: id})
 		return
 	}
-	s.Propose(sessionEntry(time.Now().UnixMicro(), batch), func(v any, err error) {
+	s.Propose(sessionEntry(s.clock.Micros(time.Now()), batch), func(v any, err error) {
 		if err != nil {
 			done(nil, err)
 			return
@@ -289,7 +289,7 @@ func (s *Shard) answerRetained(filter string) ([]byte, error) {
 	}
 	s.fsm.mu.Lock()
 	defer s.fsm.mu.Unlock()
-	found := s.fsm.sessions.Retained(filter, time.Now().UnixMicro())
+	found := s.fsm.sessions.Retained(filter, s.clock.Micros(time.Now()))
 	b := wire.AppendUint(nil, uint64(len(found)))
 	for _, m := range found {
 		b = m.Append(b)

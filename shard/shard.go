@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/internal/obs"
 	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/session"
@@ -81,10 +82,12 @@ type Shard struct {
 	snapIndex atomic.Uint64 // of the last snapshot taken or installed
 	snapBytes atomic.Int64  // size of the last snapshot taken
 	limits    Limits
+	clock     *clock.Clock
 	// listening is since when this replica leads, silenceSeen when it last looked
 	// for silent devices, both in the term listenTerm; owned by lead.
-	listening, silenceSeen time.Time
-	listenTerm             uint64
+	listening   int64 // as the wall clock showed it then
+	silenceSeen time.Time
+	listenTerm  uint64
 
 	sessions  Sessions  // and what the lead loop knows of them
 	announced uint64    // term for which Lead was called
@@ -118,6 +121,7 @@ type replicaConfig struct {
 	snapshots string             // directory
 	flush     FlushConfig
 	limits    Limits
+	clock     *clock.Clock
 }
 
 // Limits are bounds that tests make small; zero fields take their defaults.
@@ -157,7 +161,7 @@ type replicaDeps struct {
 func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaDeps) (*Shard, error) {
 	logger = logger.With("shard", cfg.id)
 	s := &Shard{
-		id: cfg.id, self: cfg.self, logger: logger, metrics: m, log: deps.log, limits: cfg.limits.withDefaults(),
+		id: cfg.id, self: cfg.self, logger: logger, metrics: m, log: deps.log, limits: cfg.limits.withDefaults(), clock: cfg.clock,
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
@@ -289,18 +293,18 @@ const silenceCheck = 5 * time.Second
 // noticeSilence proposes the clock when a device has been silent for too long.
 func (s *Shard) noticeSilence(ctx context.Context, now time.Time) {
 	if term := s.readable.Load(); s.listenTerm != term {
-		s.listenTerm, s.listening, s.silenceSeen = term, now, now
+		s.listenTerm, s.listening, s.silenceSeen = term, s.clock.Micros(now), now
 	}
 	if now.Sub(s.silenceSeen) < silenceCheck {
 		return
 	}
 	s.silenceSeen = now
-	since := s.listening.UnixMicro()
+	since := s.listening
 	s.fsm.mu.Lock()
-	due := s.fsm.silentDue(now.UnixMicro(), since)
+	due := s.fsm.silentDue(s.clock.Micros(now), since)
 	s.fsm.mu.Unlock()
 	if due {
-		if _, err := s.Call(ctx, timeEntry(now.UnixMicro(), since)); err != nil {
+		if _, err := s.Call(ctx, timeEntry(s.clock.Micros(now), since)); err != nil {
 			s.logger.Debug("silent devices not noticed", "err", err)
 		}
 	}
@@ -322,10 +326,10 @@ func (s *Shard) barrier() bool {
 func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 	s.fsm.mu.Lock()
 	q := &s.fsm.quarantine
-	due := len(q.items) > 0 && now.UnixMicro()-q.items[0].Received > quarantineAge
+	due := len(q.items) > 0 && s.clock.Micros(now)-q.items[0].Received > quarantineAge
 	s.fsm.mu.Unlock()
 	if due {
-		if _, err := s.Call(ctx, timeEntry(now.UnixMicro(), 0)); err != nil {
+		if _, err := s.Call(ctx, timeEntry(s.clock.Micros(now), 0)); err != nil {
 			s.logger.Debug("quarantine not expired", "err", err)
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/internal/vfs"
 )
 
@@ -302,4 +303,4 @@ func (l *Log) halfSegment() int64 { return (l.cfg.SegmentBytes - headerBytes) / 
 func (l *Log) entryBytesMax() int64 { return l.halfSegment() - 2*recordHeaderBytes - l.overhead() }
 
 // now is the wall clock, for people who read the headers.
-func now() int64 { return time.Now().UnixMicro() }
+func now() int64 { return clock.Micros(time.Now()) }

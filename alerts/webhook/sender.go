@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/internal/clock"
 )
 
 // Event is what a receiver reads.
@@ -143,7 +145,7 @@ func (s *Sender) attempt(ctx context.Context, e *Event, body []byte) error {
 	if err != nil {
 		return fmt.Errorf("make request: %w", err)
 	}
-	stamp := strconv.FormatInt(time.Now().Unix(), 10)
+	stamp := strconv.FormatInt(clock.Wall(time.Now()).Unix(), 10)
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("X-Sluice-Event", e.ID+" "+e.Kind)
 	req.Header.Set("X-Sluice-Timestamp", stamp)

@@ -7,10 +7,13 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/devcluster"
 	"github.com/sluice-iot/sluice/wal"
 )
 
@@ -125,7 +128,7 @@ func (r *Run) incomplete(ctx context.Context) string {
 			return fmt.Sprintf("shard %d has %d voters among %d replicas", s.ID, voters, len(s.Replicas))
 		}
 	}
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if !n.Running() {
 			return n.ID + " does not run"
 		}
@@ -138,7 +141,7 @@ func (r *Run) incomplete(ctx context.Context) string {
 
 // unready says which node does not take publishes, "" if all do.
 func (r *Run) unready(ctx context.Context) string {
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		cl, err := n.Client()
 		if err != nil {
 			return err.Error()
@@ -195,6 +198,108 @@ func spoil(data string, h harm, rng *rand.Rand) error {
 	at := header + rng.IntN(int(best.Used/2)-header)
 	if err := os.WriteFile(path, h(whole, at), 0o600); err != nil {
 		return fmt.Errorf("damage a segment: %w", err)
+	}
+	return nil
+}
+
+// damageSnapshot spoils every snapshot that a stopped node has of one shard. It
+// must say so, and must not lead the shard before it is rebuilt.
+func damageSnapshot(h harm) func(context.Context, *Run) error {
+	return func(ctx context.Context, r *Run) error {
+		victim := r.rng.IntN(nodesCount)
+		n := r.Cluster.Nodes()[victim]
+		dir, err := r.snapshots(ctx, n)
+		if err != nil {
+			return err
+		}
+		if err := r.kill(victim); err != nil {
+			return err
+		}
+		if err := spoilSnapshots(dir, h, r.rng); err != nil {
+			return err
+		}
+		before, err := r.said(victim, 0)
+		if err != nil {
+			return err
+		}
+		r.strikes()
+		if err := n.Start(); err != nil {
+			return err
+		}
+		if err := r.notices(ctx, victim, len(before)); err != nil {
+			return err
+		}
+		if err := r.rebuilt(ctx); err != nil {
+			return err
+		}
+		after, err := r.said(victim, len(before))
+		if err != nil {
+			return err
+		}
+		return ledWhileDamaged(after, filepath.Base(dir))
+	}
+}
+
+// ledWhileDamaged reads from a node's log whether it led the damaged shard before
+// it had set the damage aside.
+func ledWhileDamaged(text, shard string) error {
+	id := "shard=" + strings.TrimLeft(shard[:len(shard)-1], "0") + shard[len(shard)-1:]
+	for line := range strings.Lines(text) {
+		fields := strings.Fields(line)
+		switch {
+		case !slices.Contains(fields, id):
+		case strings.Contains(line, "damaged replica set aside"):
+			return nil
+		case strings.Contains(line, "leading shard"):
+			return fmt.Errorf("it led the shard of the damaged snapshot: %s", line)
+		}
+	}
+	return fmt.Errorf("nothing says that the damaged replica of %s was set aside", id)
+}
+
+// snapshotsWithin is how long the load may take to make a shard worth a snapshot.
+const snapshotsWithin = time.Minute
+
+// snapshots waits until a node has a snapshot of a shard that its log does not
+// reach behind, and names the shard's directory.
+func (r *Run) snapshots(ctx context.Context, n *devcluster.Node) (string, error) {
+	for end := time.Now().Add(snapshotsWithin); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
+		found, err := filepath.Glob(filepath.Join(n.Data, "shards", "*", "snapshots", "*", "meta.sum"))
+		if err != nil {
+			return "", fmt.Errorf("look for snapshots: %w", err)
+		}
+		for _, path := range found {
+			snap := filepath.Dir(path)
+			if f := strings.Split(filepath.Base(snap), "-"); len(f) == 3 {
+				if index, err := strconv.Atoi(f[1]); err == nil && index > snapshotIndexMin {
+					sleep(ctx, 2*flushInterval) // the log in front of it goes
+					return filepath.Dir(filepath.Dir(snap)), nil
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("%s has no snapshot after %v", n.ID, snapshotsWithin)
+}
+
+// snapshotIndexMin is more entries than stay behind a snapshot.
+const snapshotIndexMin = 100
+
+func spoilSnapshots(dir string, h harm, rng *rand.Rand) error {
+	files, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "state.bin"))
+	if err == nil && len(files) == 0 {
+		err = errors.New("there is none")
+	}
+	if err != nil {
+		return fmt.Errorf("damage the snapshots in %s: %w", dir, err)
+	}
+	for _, path := range files {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			return fmt.Errorf("damage a snapshot: %w", err)
+		}
+		if err := os.WriteFile(path, h(b, rng.IntN(len(b))), 0o600); err != nil {
+			return fmt.Errorf("damage a snapshot: %w", err)
+		}
 	}
 	return nil
 }

@@ -59,12 +59,12 @@ func (d *database) stored(ctx context.Context, devices []bench.History) (map[str
 	defer func() { _ = c.Close(ctx) }() // nothing is open on it
 	out := map[string][]bench.Stored{}
 	for _, h := range devices {
-		rows, err := c.Query(ctx, `select time, sensor, value from telemetry where device_id = $1`, h.Device)
+		rows, err := c.Query(ctx, `select time, sensor, value, score from telemetry where device_id = $1`, h.Device)
 		if err != nil {
 			return nil, fmt.Errorf("read rows: %w", err)
 		}
 		out[h.Device], err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (x bench.Stored, err error) {
-			return x, r.Scan(&x.Time, &x.Sensor, &x.Value)
+			return x, r.Scan(&x.Time, &x.Sensor, &x.Value, &x.Score)
 		})
 		if err != nil {
 			return nil, fmt.Errorf("read rows of %s: %w", h.Device, err)

@@ -14,31 +14,51 @@ import (
 // All is the table of faults, in its order.
 func All() []*Fault {
 	return []*Fault{
-		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Strike: killLeast},
-		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Strike: killMost},
-		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Strike: killAll},
-		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Strike: powerLossBesidePause},
-		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Strike: powerLossOfAll},
-		{ID: "F5", Title: "a zone cut off and killed, then back", Bound: 2 * time.Second, Zones: true, Strike: loseZone},
-		{ID: "F6a", Title: "partition: one node alone", Bound: 2 * time.Second, Zones: true, Strike: isolate},
-		{ID: "F6b", Title: "partition: two nodes do not reach each other, the third reaches both", Zones: true, Strike: breakRing},
-		{ID: "F6c", Title: "partition in one direction", Zones: true, Strike: oneWay},
-		{ID: "F7", Title: "links clogged at random, 20 % loss, 25 to 125 ms", Zones: true, Strike: roughLinks},
-		{ID: "F8", Title: "leader paused for 10 s", Strike: pauseLeader},
-		{ID: "F10", Title: "disk full on one node, then freed", Disks: true, Environ: smallSegments, Strike: fullDisk},
-		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Strike: failedSync},
-		{ID: "F12", Title: "syncs of the leader's node 200 ms slower", Disks: true, Strike: slowSync},
-		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Strike: damage(flipBit)},
-		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Strike: damage(truncateFile)},
-		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Strike: damage(zeroPage)},
-		{ID: "F14", Title: "a node's data directory deleted", Strike: wipe},
-		{ID: "F16", Title: "every node stopped in order and started again, in turn", Strike: rollingRestart},
-		{ID: "F17a", Title: "database killed and restarted", Database: true, Strike: killDatabase},
-		{ID: "F17b", Title: "database paused for 20 s", Database: true, Strike: pauseDatabase},
-		{ID: "F17c", Title: "connections to the database cut within COPY and commit", Database: true, Strike: cutDatabase},
-		{ID: "F19", Title: "every client reconnects to another node at once, three times", Strike: scatterAll},
+		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Metric: notAlive, Strike: killLeast},
+		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Metric: notAlive, Strike: killMost},
+		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Metric: unanswered, Strike: killAll},
+		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Metric: notAlive, Strike: powerLossBesidePause},
+		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Metric: unanswered, Strike: powerLossOfAll},
+		{ID: "F5", Title: "a zone cut off and killed, then back", Bound: 2 * time.Second, Zones: true, Metric: notAlive, Strike: loseZone},
+		{ID: "F6a", Title: "partition: one node alone", Bound: 2 * time.Second, Zones: true, Metric: notAlive, Strike: isolate},
+		{ID: "F6b", Title: "partition: two nodes do not reach each other, the third reaches both", Zones: true, Metric: "sluice_gossip_pings_total", Strike: breakRing},
+		{ID: "F6c", Title: "partition in one direction", Zones: true, Metric: "sluice_gossip_pings_total", Strike: oneWay},
+		{ID: "F7", Title: "links clogged at random, 20 % loss, 25 to 125 ms", Zones: true, Metric: "sluice_mux_round_trip_seconds", Above: 0.02, Strike: roughLinks},
+		{ID: "F8", Title: "leader paused for 10 s", Metric: notAlive, Strike: pauseLeader},
+		{ID: "F9", Title: "clocks 10 min ahead and behind, and jumping", Clocks: true, Strike: wrongClocks},
+		{ID: "F10", Title: "disk full on one node, then freed", Disks: true, Environ: smallSegments, Metric: "sluice_wal_full", Strike: fullDisk},
+		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Metric: unanswered, Strike: failedSync},
+		{ID: "F12", Title: "syncs of the leader's node 200 ms slower", Disks: true, Metric: "sluice_wal_fsync_duration_seconds", Above: 0.05, Strike: slowSync},
+		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Metric: building, Strike: damage(flipBit)},
+		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Metric: building, Strike: damage(truncateFile)},
+		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Metric: building, Strike: damage(zeroPage)},
+		{ID: "F13d", Title: "a flipped bit in a snapshot of one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(flipBit)},
+		{ID: "F13e", Title: "a truncated snapshot on one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(truncateFile)},
+		{ID: "F13f", Title: "a zeroed page in a snapshot of one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(zeroPage)},
+		{ID: "F14", Title: "a node's data directory deleted", Metric: building, Strike: wipe},
+		{ID: "F15a", Title: "a fourth node is added", Metric: memberChanges, Strike: addNode},
+		{ID: "F15b", Title: "one node of four is drained, stopped and evicted", Metric: memberChanges, Strike: removeNode},
+		{ID: "F15c", Title: "a node is lost for good and replaced by a new one", Metric: memberChanges, Strike: replaceNode},
+		{ID: "F16", Title: "every node stopped in order and started again, in turn", Metric: unanswered, Strike: rollingRestart},
+		{ID: "F17a", Title: "database killed and restarted", Database: true, Metric: "sluice_postgres_up", Strike: killDatabase},
+		{ID: "F17b", Title: "database paused for 20 s", Database: true, Metric: "sluice_postgres_up", Strike: pauseDatabase},
+		{ID: "F17c", Title: "connections to the database cut within COPY and commit", Database: true, Metric: "sluice_shard_flush_errors_total", Strike: cutDatabase},
+		{ID: "F18", Title: "hostile clients beside honest ones", Metric: "sluice_broker_refused_total", Strike: abuse},
+		{ID: "F19", Title: "every client reconnects to another node at once, three times", Metric: "sluice_broker_connect_wait_seconds", Strike: scatterAll},
 	}
 }
+
+// The metrics that more than one fault moves.
+const (
+	notAlive        = `sluice_gossip_members_count{state="`
+	building        = "sluice_shard_replicas_building_count"
+	damagedReplicas = "sluice_shard_damaged_total"
+	memberChanges   = "sluice_shard_member_changes_total"
+)
+
+// smallSnapshots makes every shard have snapshots within seconds, and a log that
+// does not reach back behind them.
+var smallSnapshots = []string{"SLUICE_WAL_SNAPSHOT_KIB=16", "SLUICE_WAL_TRAILING_ENTRIES=16"}
 
 // smallSegments makes a log have several segments within seconds.
 var smallSegments = []string{"SLUICE_WAL_SEGMENT_MIB=1"}
@@ -174,7 +194,7 @@ func slowSync(ctx context.Context, r *Run) error {
 	}
 	r.Disks[most].Heal()
 	r.note = fmt.Sprintf("p99 %v, the slow node led %d of %d shards at the end",
-		r.fleet.meter.latency(began.Add(time.Second), time.Now(), 0.99).Round(time.Millisecond), leads, len(st.Shards))
+		r.fleet.probes.latency(began.Add(time.Second), time.Now(), 0.99).Round(time.Millisecond), leads, len(st.Shards))
 	return err
 }
 

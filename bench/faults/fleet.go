@@ -21,15 +21,17 @@ type Load struct {
 	Timed   int // MQTT QoS 1, a time in every message
 	Untimed int // MQTT QoS 1, no time: repeats are told by DUP alone
 	Posters int // HTTP with an Idempotency-Key
+	Probes  int // MQTT QoS 1 with one message in flight: their latency is that of the cluster
 }
 
 // DefaultLoad is about 1,500 messages per second, far below what a cluster
 // takes, so that the rate tells how it is and not how busy the machine is.
-var DefaultLoad = Load{Timed: 16, Untimed: 8, Posters: 3}
+var DefaultLoad = Load{Timed: 16, Untimed: 8, Posters: 3, Probes: 6}
 
 const (
 	clientPause    = 15 * time.Millisecond // after every message of a client
 	clientWindow   = 32
+	probePause     = 25 * time.Millisecond
 	clientPatience = 1500 * time.Millisecond // then it goes to another node
 	posterLines    = 8
 	posterPause    = 100 * time.Millisecond
@@ -38,6 +40,7 @@ const (
 // fleet is the clients of a run.
 type fleet struct {
 	meter   *meter
+	probes  *meter // latencies of the probes alone
 	clients []recorder
 	mqtt    []*bench.Survivor
 	spawn   func(recorder) // runs one more client
@@ -47,7 +50,7 @@ type fleet struct {
 }
 
 func newFleet(l Load, mqtt, urls []string) *fleet {
-	f := &fleet{meter: newMeter()}
+	f := &fleet{meter: newMeter(), probes: newMeter()}
 	rotate := func(list []string, i int) []string {
 		i %= len(list)
 		return append(append([]string(nil), list[i:]...), list[:i]...)
@@ -63,6 +66,12 @@ func newFleet(l Load, mqtt, urls []string) *fleet {
 	}
 	add("timed", l.Timed, false)
 	add("untimed", l.Untimed, true)
+	for i := range l.Probes {
+		f.clients = append(f.clients, &bench.Survivor{
+			Addrs: rotate(mqtt, i), Device: fmt.Sprintf("probe-%d", i), Window: 1, Pause: probePause, Patience: clientPatience,
+			OnAck: func(d time.Duration) { f.meter.ack(d); f.probes.ack(d) },
+		})
+	}
 	for i := range l.Posters {
 		f.clients = append(f.clients, &bench.Poster{
 			URLs: rotate(urls, i), Device: fmt.Sprintf("posted-%d", i), Lines: posterLines,

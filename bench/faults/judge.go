@@ -61,7 +61,7 @@ func (r *Run) history(ctx context.Context, res *Result, h *History) {
 	}
 	ctx, cancel := context.WithDeadline(ctx, r.patience(readMax))
 	defer cancel()
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if !n.Running() {
 			continue
 		}
@@ -107,7 +107,7 @@ func (r *Run) flushed(ctx context.Context) error {
 }
 
 func (r *Run) anyNode() (*client.Client, error) {
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if n.Running() {
 			return n.Client()
 		}
@@ -127,7 +127,7 @@ func readAll(ctx context.Context, n *devcluster.Node, devices []bench.History) (
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", d.Device, err)
 			}
-			out[d.Device] = append(out[d.Device], bench.Stored{Time: time.UnixMicro(int64(rd.Time)).UTC(), Sensor: rd.Sensor, Value: float64(rd.Value)})
+			out[d.Device] = append(out[d.Device], bench.Stored{Time: time.UnixMicro(int64(rd.Time)).UTC(), Sensor: rd.Sensor, Value: float64(rd.Value), Score: rd.Score})
 		}
 	}
 	return out, nil
@@ -162,7 +162,7 @@ func (r *Run) digests(ctx context.Context, res *Result) {
 		shards := map[uint32][]replica{}
 		running := 0
 		why = ""
-		for _, n := range r.Cluster.Nodes() {
+		for _, n := range r.nodes() {
 			if !n.Running() {
 				continue
 			}
@@ -180,6 +180,7 @@ func (r *Run) digests(ctx context.Context, res *Result) {
 			why = compareDigests(shards, running)
 		}
 		if why == "" {
+			r.replicasSeen = shards
 			r.mismatches(ctx, res)
 			return
 		}
@@ -206,7 +207,7 @@ func compareDigests(shards map[uint32][]replica, running int) string {
 	}
 	behind := ""
 	for id, list := range shards {
-		if len(list) != running {
+		if len(list) != min(running, nodesCount) {
 			behind = fmt.Sprintf("shard %d has %d replicas on %d nodes", id, len(list), running)
 		}
 		for _, p := range list[1:] {
@@ -251,7 +252,7 @@ func (r *Run) replicas(ctx context.Context, n *devcluster.Node) ([]shard.Replica
 
 // mismatches asks the nodes whether they have seen rows that differ.
 func (r *Run) mismatches(ctx context.Context, res *Result) {
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if !n.Running() {
 			continue
 		}
@@ -307,7 +308,7 @@ const (
 
 func (r *Run) resources(ctx context.Context) ([]resources, error) {
 	var out []resources
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if !n.Running() {
 			continue
 		}
@@ -335,7 +336,10 @@ func (r *Run) givenBack(ctx context.Context, res *Result) {
 		}
 		why = ""
 		for _, n := range now {
-			b := before[n.node]
+			b, known := before[n.node]
+			if !known {
+				continue // it has joined meanwhile
+			}
 			if n.goroutines > b.goroutines+goroutinesMore || n.files > b.files+filesMore || n.bytes > b.bytes+bytesMore {
 				why = fmt.Sprintf("%s holds %+v, before the fault %+v", n.node, n, b)
 			}
@@ -354,6 +358,7 @@ func (r *Run) logs(ctx context.Context, res *Result, h *History) {
 	if err := r.Cluster.Stop(ctx); err != nil {
 		res.fail("C8", "stop cluster: %v", err)
 	}
+	whole := false
 	for i, n := range r.Cluster.Nodes() {
 		if out, err := exec.CommandContext(ctx, r.cfg.Binary, "wal", "verify", n.Data).CombinedOutput(); err != nil {
 			res.fail("C4", "log of %s: %v: %s", n.ID, err, bytes.TrimSpace(out))
@@ -363,11 +368,15 @@ func (r *Run) logs(ctx context.Context, res *Result, h *History) {
 		if r.Disks != nil {
 			data = r.Disks[i].Root()
 		}
-		entries, err := readLog(data, shardsCount)
+		entries, err := readLog(data, shardsCount, r.replays(h, res))
 		if err != nil {
 			res.fail("C4", "log of %s: %v", n.ID, err)
 			continue
 		}
 		h.Logs = append(h.Logs, Log{Node: n.ID, Shards: entries})
+		whole = whole || slices.ContainsFunc(entries, func(s ShardLog) bool { return s.First == 1 })
+	}
+	if whole && res.Replayed == 0 && !r.broken {
+		res.fail("C9", "no score was compared with those of the log applied again")
 	}
 }

@@ -27,27 +27,29 @@ type ShardLog struct {
 	Commit  uint64 // entries above it may be replaced
 	First   uint64
 	Hashes  []uint64            // of term and data of entry First, First+1, ...
-	Devices map[string][]uint64 // sequence numbers of a device's messages
+	Devices map[string][]uint64 // sequence numbers of a device's messages in blocks that took effect; none of a log without its beginning
 }
 
-// readLog reads the log of a stopped node.
-func readLog(data string, shards int) ([]ShardLog, error) {
+// readLog reads the log of a stopped node and applies it again.
+func readLog(data string, shards int, again func(telemetry.ShardID) *replay) ([]ShardLog, error) {
 	log, err := wal.Open(slog.New(slog.DiscardHandler), nil, wal.Config{Dir: filepath.Join(data, "wal"), ScrubBytesPerSecond: -1})
 	if err != nil {
 		return nil, err
 	}
 	var out []ShardLog
 	for id := range shards {
-		s, err := readShard(log.Group(shard.GroupOf(telemetry.ShardID(id))))
+		replay := again(telemetry.ShardID(id))
+		s, err := readShard(log.Group(shard.GroupOf(telemetry.ShardID(id))), replay)
 		if err != nil {
 			return nil, fmt.Errorf("shard %d: %w", id, err)
 		}
+		replay.compare()
 		out = append(out, s)
 	}
 	return out, log.Close()
 }
 
-func readShard(g *wal.Group) (ShardLog, error) {
+func readShard(g *wal.Group, again *replay) (ShardLog, error) {
 	s := ShardLog{Devices: map[string][]uint64{}}
 	first, last := g.Retained()
 	s.First = first
@@ -55,6 +57,7 @@ func readShard(g *wal.Group) (ShardLog, error) {
 	if s.Commit, err = g.GetCommitIndex(); err != nil {
 		return s, err
 	}
+	s.Commit = max(s.Commit, again.committed()) // raft tells the log nothing unless it is to restore from it
 	var b block.Block
 	for i := first; i <= last && last > 0; i++ {
 		var e raft.Log
@@ -65,7 +68,11 @@ func readShard(g *wal.Group) (ShardLog, error) {
 		fmt.Fprintf(h, "%d %d ", e.Term, e.Type)
 		_, _ = h.Write(e.Data) // a hash takes everything
 		s.Hashes = append(s.Hashes, h.Sum64())
-		if e.Type != raft.LogCommand || shard.Kind(e.Data) != shard.EntryBlock {
+		admitted, err := again.apply(&e, s.Commit)
+		if err != nil {
+			return s, fmt.Errorf("apply entry %d again: %w", i, err)
+		}
+		if !admitted {
 			continue
 		}
 		if err := b.Decode(e.Data); err != nil {

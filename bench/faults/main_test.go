@@ -35,12 +35,12 @@ func TestMain(m *testing.M) {
 
 // subset is what fits into every run of the tests: one fault of each kind. make
 // faults runs all of them.
-var subset = []string{"F1b", "F3", "F4", "F6a", "F8", "F11", "F13a", "F17c"}
+var subset = []string{"F1b", "F3", "F4", "F6a", "F8", "F11", "F13a", "F13d", "F17c", "F18"}
 
 const subsetSeed = 11
 
 // smallLoad leaves room on a machine that runs other tests too.
-var smallLoad = Load{Timed: 8, Untimed: 4, Posters: 2}
+var smallLoad = Load{Timed: 8, Untimed: 4, Posters: 2, Probes: 3}
 
 func TestFaultsLoseNothingAndStoreNothingTwice(t *testing.T) {
 	if testing.Short() {

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-iot/sluice/bench"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // Result is the verdict on one fault.
@@ -18,11 +19,14 @@ type Result struct {
 	Verdict   bench.Verdict
 	Back      time.Duration // until 90 % of the rate was back (C7)
 	Bound     time.Duration // of it; 0: none stated
+	Slowest   time.Duration // that a client with one message in flight has waited since the fault struck
 	Note      string
+	Replayed  int      // scores compared with those of the log applied again (C9)
 	Failures  []string // "C1: ...", at most a few of each check
 	History   string   // the folder that was kept, "" if none
 
-	kept *History
+	kept     *History
+	replayed map[telemetry.ShardID]bool // shards of which that was done
 }
 
 // Passed reports whether every check passed. The bound of C7 is a figure for a
@@ -44,7 +48,7 @@ func (r *Result) fail(check, format string, args ...any) {
 // Table prints results for people.
 func Table(w io.Writer, results []Result) error {
 	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
-	fmt.Fprintln(t, "FAULT\tSEED\tACKED\tSTORED\tLOST\tTWICE\tUNSENT\tBACK TO 90 %\tBOUND\tVERDICT\tWHAT")
+	fmt.Fprintln(t, "FAULT\tSEED\tACKED\tSTORED\tLOST\tTWICE\tUNSENT\tBACK TO 90 %\tBOUND\tSLOWEST ACK\tSCORES EQUAL\tVERDICT\tWHAT")
 	for i := range results {
 		r := &results[i]
 		verdict := "pass"
@@ -62,8 +66,8 @@ func Table(w io.Writer, results []Result) error {
 		if r.Note != "" {
 			what += " (" + r.Note + ")"
 		}
-		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%v\t%s\t%s\t%s\n", r.ID, r.Seed, r.Verdict.Acked, r.Verdict.Stored,
-			r.Verdict.Lost, r.Verdict.Twice, r.Verdict.Unsent, r.Back.Round(10*time.Millisecond), bound, verdict, what)
+		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d\t%v\t%s\t%v\t%d\t%s\t%s\n", r.ID, r.Seed, r.Verdict.Acked, r.Verdict.Stored,
+			r.Verdict.Lost, r.Verdict.Twice, r.Verdict.Unsent, r.Back.Round(10*time.Millisecond), bound, r.Slowest.Round(time.Millisecond), r.Replayed, verdict, what)
 	}
 	if err := t.Flush(); err != nil {
 		return err

@@ -9,7 +9,9 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,12 +24,16 @@ import (
 // Config says how faults are run.
 type Config struct {
 	Binary   string // the sluice executable
+	Wrong    string // the same, built with the tag mutations: its clock can be moved; "" leaves out what needs it
 	Dir      string // histories of failing runs are kept below it
 	Seed     uint64
 	Load     Load
 	Environ  []string  // added to the nodes' environment
 	Progress io.Writer // a line per step; nil is silent
 	Keep     bool      // keep the directory of a run that passed, too
+	// JudgeLatency makes the latency of honest clients a check: not on a machine
+	// that does something else as well.
+	JudgeLatency bool
 	// Patience is how long a cluster may take until it is ready again (default
 	// 90 s, for a busy machine).
 	Patience time.Duration
@@ -55,8 +61,14 @@ type Fault struct {
 	Disks     bool          // needs power-loss disks
 	Database  bool          // rows go to PostgreSQL
 	Zones     bool          // needs a network namespace per node
+	Clocks    bool          // needs nodes whose clocks can be wrong
 	Environ   []string      // for its nodes
-	Strike    func(ctx context.Context, r *Run) error
+	// Metric is the beginning of the series that has to move (C10), as
+	// docs/operations.md names it; with Above, the mean of a histogram in seconds
+	// that has to be exceeded. "" is none.
+	Metric string
+	Above  float64
+	Strike func(ctx context.Context, r *Run) error
 }
 
 // Run is a cluster under load while a fault strikes.
@@ -75,9 +87,14 @@ type Run struct {
 	db      *database
 	struck  time.Time // when the fault struck, for C7
 	note    string    // what the fault wants the table to say
+	watch   *watch
+	members sync.Mutex         // over the list of nodes, which the watch reads
+	gone    []*devcluster.Node // removed by the fault, for good
 	first   []resources
-	broken  bool // the cluster has not come back: the judge need not wait for it
-	discard bool // the run passed: nothing of it is needed
+	// replicasSeen is how the replicas of every shard were when they were equal.
+	replicasSeen map[uint32][]replica
+	broken       bool // the cluster has not come back: the judge need not wait for it
+	discard      bool // the run passed: nothing of it is needed
 }
 
 const (
@@ -91,6 +108,7 @@ const (
 	rateFraction  = 0.9
 	flushInterval = time.Second
 	shutdownMax   = 2 * time.Minute
+	visibleMax    = 20 * time.Second // for a metric; most have moved before the fault is healed
 )
 
 // Do runs one fault and judges it. The error says that it could not be run; a
@@ -144,6 +162,15 @@ func (r *Run) start(ctx context.Context) error {
 		}
 		opt.Prefix = r.Zones.Prefix
 	}
+	if r.fault.Clocks {
+		if r.cfg.Wrong == "" {
+			return ErrNoClocks
+		}
+		opt.Binary, opt.Prefix = r.cfg.Wrong, r.clockFile
+		if err := os.MkdirAll(r.dir, 0o750); err != nil {
+			return fmt.Errorf("make directory for clocks: %w", err)
+		}
+	}
 	if r.fault.Database {
 		if r.db, err = startDatabase(rand.New(rand.NewPCG(r.cfg.Seed, 3))); err != nil {
 			return err
@@ -165,6 +192,7 @@ func (r *Run) start(ctx context.Context) error {
 	ctx, r.endRead = context.WithCancel(ctx)
 	r.readers = startReaders(ctx, r.Cluster.Nodes(), r.fleet.mqtt)
 	r.ops = startRegisters(ctx, r.Cluster.Nodes(), r.cfg.Seed)
+	r.watch = startWatch(ctx, r.nodes)
 	return nil
 }
 
@@ -183,6 +211,7 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 	}
 	r.first = first
 	r.struck = time.Now()
+	r.watch.begin()
 	r.say("strikes")
 	if err := r.fault.Strike(ctx, r); err != nil {
 		res.fail("fault", "%v", err)
@@ -199,9 +228,31 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 		r.broken = true
 		return
 	}
+	r.visible(ctx, res)
 	res.Note = r.note
 	r.recover(ctx, res)
+	res.Slowest = r.fleet.probes.latency(r.struck, time.Now(), 1)
 	sleep(ctx, time.Second)
+}
+
+// visible waits until the metric of the fault has been seen to move (C10).
+func (r *Run) visible(ctx context.Context, res *Result) {
+	if r.fault.Metric == "" {
+		return
+	}
+	for end := time.Now().Add(visibleMax); !r.watch.saw(r.fault.Metric, r.fault.Above); sleep(ctx, scrapeEvery) {
+		if time.Now().After(end) {
+			res.fail("C10", "%s has not moved; what has: %v", r.fault.Metric, r.watch.tell("sluice_"))
+			return
+		}
+	}
+}
+
+// nodes lists those that are, or should be, part of the cluster.
+func (r *Run) nodes() []*devcluster.Node {
+	r.members.Lock()
+	defer r.members.Unlock()
+	return slices.DeleteFunc(slices.Clone(r.Cluster.Nodes()), func(n *devcluster.Node) bool { return slices.Contains(r.gone, n) })
 }
 
 // recover waits until the rate is back.
@@ -280,6 +331,7 @@ func (r *Run) endReads() {
 		r.endRead()
 		r.readers.done.Wait()
 		r.ops.done.Wait()
+		r.watch.done.Wait()
 	}
 }
 
@@ -317,7 +369,7 @@ func (r *Run) busiest(ctx context.Context) (int, error) {
 
 // status asks the first node that answers.
 func (r *Run) status(ctx context.Context) (st api.Status, err error) {
-	for _, n := range r.Cluster.Nodes() {
+	for _, n := range r.nodes() {
 		if !n.Running() {
 			continue
 		}

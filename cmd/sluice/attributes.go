@@ -14,6 +14,7 @@ import (
 
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/api/client"
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -144,7 +145,7 @@ func (b *backend) Attributes(ctx context.Context, device string) (api.DeviceAttr
 
 // PutAttributes implements api.Attributes.
 func (b *backend) PutAttributes(ctx context.Context, put api.AttributesPut) (revision uint64, created bool, err error) {
-	p := shard.Put{ID: put.Key, Received: time.Now().UnixMicro(), Device: put.Device, Match: shard.Tags(put.Match), NoneMatch: shard.Tags(put.NoneMatch)}
+	p := shard.Put{ID: put.Key, Received: clock.Micros(time.Now()), Device: put.Device, Match: shard.Tags(put.Match), NoneMatch: shard.Tags(put.NoneMatch)}
 	for k, v := range put.Attributes {
 		p.Attributes = append(p.Attributes, telemetry.Attribute{Key: k, Value: v})
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-iot/sluice/cluster/meta"
 	"github.com/sluice-iot/sluice/cluster/placement"
 	"github.com/sluice-iot/sluice/ingest"
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -325,7 +326,7 @@ func apiDevice(d *shard.Device) api.Device {
 	for _, l := range d.Latest {
 		out.Latest = append(out.Latest, api.ReadingOf(&store.Point{Time: l.Time, Sensor: l.Sensor, Value: l.Value, Score: l.Score, Quality: l.Quality}))
 	}
-	if d.MaintenanceUntil > time.Now().UnixMicro() {
+	if d.MaintenanceUntil > clock.Micros(time.Now()) {
 		until := api.Time(d.MaintenanceUntil)
 		out.MaintenanceUntil = &until
 	}

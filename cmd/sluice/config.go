@@ -105,9 +105,15 @@ type FlushConfig struct {
 
 // WALConfig is the log of the node.
 type WALConfig struct {
-	SegmentMiB int              `yaml:"segment_mib"` // size of a preallocated segment file
-	MaxMiB     int              `yaml:"max_mib"`     // disk that the log may take; 0: what the file system has
-	Encryption EncryptionConfig `yaml:"encryption"`
+	SegmentMiB int `yaml:"segment_mib"` // size of a preallocated segment file
+	MaxMiB     int `yaml:"max_mib"`     // disk that the log may take; 0: what the file system has
+	// SnapshotKiB is how much log of a shard makes a snapshot worth taking, at
+	// least: a restart replays about so much of every shard.
+	SnapshotKiB int `yaml:"snapshot_kib"`
+	// TrailingEntries is how many entries of a shard stay behind a snapshot, for
+	// replicas that are a little behind: without them they get the snapshot.
+	TrailingEntries uint64           `yaml:"trailing_entries"`
+	Encryption      EncryptionConfig `yaml:"encryption"`
 }
 
 // LogConfig is what the node says on stderr.
@@ -128,7 +134,7 @@ func defaultConfig() Config {
 		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
 		Store: StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
 		Flush: FlushConfig{RowsMax: 100_000, Retain: 15 * time.Minute, RetainMiB: 1024},
-		WAL:   WALConfig{SegmentMiB: 64},
+		WAL:   WALConfig{SegmentMiB: 64, SnapshotKiB: 64 << 10, TrailingEntries: 8192},
 		Log:   LogConfig{Level: "info"},
 	}
 }
@@ -351,6 +357,12 @@ func (c *Config) Validate() error {
 	}
 	if c.WAL.SegmentMiB < 1 || c.WAL.SegmentMiB > 1024 {
 		problem("wal.segment_mib", "is %d: use 1 to 1024", c.WAL.SegmentMiB)
+	}
+	if c.WAL.SnapshotKiB < 16 || c.WAL.SnapshotKiB > 16<<20 {
+		problem("wal.snapshot_kib", "is %d: use 16 to 16777216; less log means more snapshots, more log a longer restart", c.WAL.SnapshotKiB)
+	}
+	if n := c.WAL.TrailingEntries; n < 1 || n > 1<<20 {
+		problem("wal.trailing_entries", "is %d: use 1 to 1048576", n)
 	}
 	if err := c.WAL.Encryption.validate(); err != nil {
 		problem("wal.encryption", "%v", err)

@@ -213,6 +213,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	n.host, err = shard.OpenHost(n.logger, n.registry, shard.HostConfig{
 		Self: n.identity.Peer(), Dir: filepath.Join(n.cfg.Node.Data, "shards"),
 		Flush: shard.FlushConfig{Interval: n.cfg.Flush.Interval, RowsMax: n.cfg.Flush.RowsMax, Retain: n.cfg.Flush.Retain, RetainBytes: int64(n.cfg.Flush.RetainMiB) << 20}, FlushesMax: n.stores.flushesMax(),
+		Limits: shard.Limits{SnapshotLogBytes: int64(n.cfg.WAL.SnapshotKiB) << 10, TrailingLogs: n.cfg.WAL.TrailingEntries},
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,

@@ -10,6 +10,7 @@ import (
 
 	"github.com/zeebo/xxh3"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -92,7 +93,7 @@ func (s *Store) expired(list []Segment, now time.Time) []Segment {
 	at, n := uint64(0), 0
 	for i := range list {
 		seg := &list[i]
-		if seg.From != at || seg.Rows > 0 && (s.window(seg)+1)*window+s.cfg.Retention.Microseconds() > now.UnixMicro() {
+		if seg.From != at || seg.Rows > 0 && (s.window(seg)+1)*window+s.cfg.Retention.Microseconds() > clock.Micros(now) {
 			break
 		}
 		if at = seg.To; seg.Rows > 0 {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -40,7 +41,7 @@ func (s *Store) Settled(shard telemetry.ShardID, now time.Time) uint64 {
 	list := s.index.segments(shard)
 	for i := range list {
 		seg := &list[i]
-		if seg.From != done || seg.Rows > 0 && (s.window(seg)+1)*window+settledAfter.Microseconds() > now.UnixMicro() {
+		if seg.From != done || seg.Rows > 0 && (s.window(seg)+1)*window+settledAfter.Microseconds() > clock.Micros(now) {
 			break
 		}
 		if done = seg.To; seg.Rows > 0 || seg.Expired {

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -97,7 +98,7 @@ func floorDiv(a, b int64) int64 {
 // lost, only dearer to drop.
 func (db *DB) ensurePartitions(ctx context.Context, c *conn, b *telemetry.Batch) error {
 	chunk := int64(db.cfg.Chunk / time.Microsecond)
-	for _, n := range db.partitions.missing(b, chunk, time.Now().UnixMicro()) {
+	for _, n := range db.partitions.missing(b, chunk, clock.Micros(time.Now())) {
 		lower := time.UnixMicro(firstMonday + n*chunk).UTC()
 		ctx, cancel := db.bounded(ctx)
 		var result string

@@ -27,6 +27,7 @@ type cli struct {
 
 type runCmd struct {
 	Binary string        `required:"" type:"existingfile" help:"The sluice executable."`
+	Wrong  string        `placeholder:"FILE" help:"The same, built with -tags mutations, for faults of clocks; without it they are left out."`
 	Only   []string      `help:"Faults whose id begins so: F1,F4."`
 	Seed   uint64        `help:"Draws victims and moments; 0 takes the time."`
 	Dir    string        `help:"Keeps the histories of failing runs; default: a directory below the temporary one."`
@@ -77,14 +78,14 @@ func (c *runCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("no fault begins with %s", strings.Join(c.Only, " or "))
 	}
 	fmt.Fprintf(os.Stderr, "seed %d, histories of failing runs in %s\n", c.Seed, c.Dir)
-	cfg := faults.Config{Binary: c.Binary, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
+	cfg := faults.Config{Binary: c.Binary, Wrong: c.Wrong, JudgeLatency: true, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
 	var results []faults.Result
 	var errs []error
 	for f, seed := range faults.Draw(chosen, c.Seed, c.For) {
 		cfg.Seed = seed
 		res, err := faults.Do(ctx, cfg, f)
 		switch {
-		case errors.Is(err, disk.ErrUnavailable), errors.Is(err, zones.ErrUnavailable):
+		case errors.Is(err, disk.ErrUnavailable), errors.Is(err, zones.ErrUnavailable), errors.Is(err, faults.ErrNoClocks):
 			fmt.Fprintf(os.Stderr, "%s not run: %v\n", f.ID, err)
 			continue
 		case err != nil:
