@@ -23,6 +23,9 @@
 //	C7  the rate of acknowledgements is back at 90 %; the table has the time,
 //	    only a minute is asserted, because a busy machine is no fault of ours
 //	C8  goroutines, descriptors and memory return to what they were
+//	C9  the log applied again, without a fault, gives the states that the replicas
+//	    have and the scores that are stored
+//	C10 the metric that docs/operations.md names for the fault has moved
 //
 // # Determinism
 //
