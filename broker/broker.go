@@ -120,7 +120,7 @@ func (b *Broker) Serve(ctx context.Context, l net.Listener, e *Endpoint) error {
 	if b.closed || b.draining.Load() {
 		return errors.Join(errors.New("broker is closed"), l.Close())
 	}
-	if b.poller == nil {
+	if _, tcp := l.(*net.TCPListener); tcp && b.poller == nil {
 		p, err := poll.New()
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
 			return errors.Join(err, l.Close())

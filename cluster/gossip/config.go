@@ -39,7 +39,13 @@ type Config struct {
 	// ProbeTimeout is how long a ping may take: the 99th percentile of the
 	// network's round trip under load, at most ProbeInterval. Default 150 ms.
 	ProbeTimeout time.Duration
+	// Transport replaces the sockets, for simulated networks.
+	Transport Transport
 }
+
+// Transport carries packets and streams between members. It belongs to the gossip
+// that it is given to, which shuts it down.
+type Transport = memberlist.Transport
 
 func (c Config) withDefaults() Config {
 	if c.ProbeInterval == 0 {
@@ -130,5 +136,6 @@ func (c Config) memberlist(logger *slog.Logger) (*memberlist.Config, error) {
 	mc.DeadNodeReclaimTime = time.Millisecond // a dead node's name may come back on another port
 	mc.EnableCompression = false              // messages are a few hundred bytes
 	mc.Logger = libraryLogger(logger)
+	mc.Transport = c.Transport
 	return mc, nil
 }

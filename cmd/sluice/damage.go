@@ -32,10 +32,10 @@ var errLogGone = errors.New("the log is gone")
 
 // runNode runs a node until ctx ends or something fatal happens. Damage is not
 // fatal: the process goes on as another incarnation.
-func runNode(ctx context.Context, logger *slog.Logger, cfg Config) error {
+func runNode(ctx context.Context, logger *slog.Logger, cfg Config, sys system) error {
 	var damage error
 	for {
-		err := runLife(ctx, logger, cfg, damage)
+		err := runLife(ctx, logger, cfg, sys, damage)
 		var d *damageError
 		if ctx.Err() != nil || !errors.As(err, &d) {
 			return err
@@ -66,7 +66,7 @@ func (n *node) tryLog() error {
 		return err
 	}
 	log, err := wal.Open(n.logger, n.registry, wal.Config{
-		Dir: filepath.Join(n.cfg.Node.Data, "wal"), Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
+		Dir: n.sys.logDir(n.cfg.Node.Data), FS: n.sys.log, Linger: n.sys.logLinger, Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
 		Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys, OnDamage: n.onLogDamage,
 	})
 	if err != nil {

@@ -94,7 +94,7 @@ func (c *nodeCmd) Run(ctx context.Context) error {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	return runNode(ctx, logger, cfg)
+	return runNode(ctx, logger, cfg, system{})
 }
 
 type versionCmd struct{}

@@ -32,16 +32,22 @@ func (r *lateResolver) Resolve(peer string) (string, error) {
 
 func (n *node) openNetwork(context.Context) (func() error, error) {
 	c := n.cfg.Cluster
-	var err error
-	n.mux, err = mux.New(n.logger, n.registry, mux.Config{
-		Self: n.identity.Peer(), Listen: c.Listen, Secret: []byte(c.Secret), ClusterID: n.identity.ClusterID(),
+	cfg := mux.Config{
+		Self: n.identity.Peer(), Listen: c.Listen, Dial: n.sys.dial, Secret: []byte(c.Secret), ClusterID: n.identity.ClusterID(),
 		AppendHold: appendHold, SnapshotBytesPerSecond: int64(c.SnapshotMiB) << 20,
-	}, &n.resolver)
+	}
+	var err error
+	if n.sys.listen != nil {
+		if cfg.Listener, err = n.sys.open(c.Listen); err != nil {
+			return nil, inUse("cluster.listen", err)
+		}
+	}
+	n.mux, err = mux.New(n.logger, n.registry, cfg, &n.resolver)
 	if err != nil {
 		return nil, inUse("cluster.listen", err)
 	}
 	n.peers = newPeers(n.mux, n.log.Full)
-	n.gossip, err = gossip.New(n.logger, n.registry, gossip.Config{Bind: c.Gossip, Seeds: c.Seeds, Secret: []byte(c.Secret), Self: n.self()})
+	n.gossip, err = gossip.New(n.logger, n.registry, gossip.Config{Bind: c.Gossip, Seeds: c.Seeds, Secret: []byte(c.Secret), Self: n.self(), Transport: n.sys.gossip})
 	if err != nil {
 		return n.mux.Close, inUse("cluster.gossip", err)
 	}

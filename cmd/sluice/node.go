@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"sync"
@@ -39,6 +38,7 @@ import (
 // they stop in the opposite order.
 type node struct {
 	cfg      Config
+	sys      system
 	logger   *slog.Logger
 	registry *prometheus.Registry
 
@@ -75,10 +75,13 @@ type node struct {
 
 // runLife runs a node until ctx ends, something fatal happens, or its data
 // directory turns out to be damaged.
-func runLife(ctx context.Context, logger *slog.Logger, cfg Config, damage error) (err error) {
+func runLife(ctx context.Context, logger *slog.Logger, cfg Config, sys system, damage error) (err error) {
 	n := &node{
-		cfg: cfg, logger: logger.With("node", cfg.Node.ID), registry: prometheus.NewRegistry(),
+		cfg: cfg, sys: sys, logger: logger.With("node", cfg.Node.ID), registry: prometheus.NewRegistry(),
 		damage: damage, failed: make(chan error, 1),
+	}
+	if sys.born != nil {
+		sys.born(n)
 	}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	ctx, cancel := context.WithCancelCause(ctx)
@@ -145,7 +148,7 @@ func fatal(ctx context.Context) error {
 
 func (n *node) openData(context.Context) (func() error, error) {
 	// Devices come last, but a port that is taken is better known at once.
-	if l, err := net.Listen("tcp", n.cfg.MQTT.Listen); err != nil {
+	if l, err := n.sys.open(n.cfg.MQTT.Listen); err != nil {
 		return nil, inUse("mqtt.listen", err)
 	} else if err := l.Close(); err != nil {
 		return nil, fmt.Errorf("probe mqtt.listen: %w", err)
@@ -213,7 +216,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	n.host, err = shard.OpenHost(n.logger, n.registry, shard.HostConfig{
 		Self: n.identity.Peer(), Dir: filepath.Join(n.cfg.Node.Data, "shards"),
 		Flush: shard.FlushConfig{Interval: n.cfg.Flush.Interval, RowsMax: n.cfg.Flush.RowsMax, Retain: n.cfg.Flush.Retain, RetainBytes: int64(n.cfg.Flush.RetainMiB) << 20}, FlushesMax: n.stores.flushesMax(),
-		Limits: shard.Limits{SnapshotLogBytes: int64(n.cfg.WAL.SnapshotKiB) << 10, TrailingLogs: n.cfg.WAL.TrailingEntries},
+		Limits: shard.Limits{SnapshotLogBytes: int64(n.cfg.WAL.SnapshotKiB) << 10, TrailingLogs: n.cfg.WAL.TrailingEntries}, Clock: n.sys.clock,
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,
@@ -268,7 +271,7 @@ func (n *node) serveHTTP(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := net.Listen("tcp", n.cfg.HTTP.Listen)
+	l, err := n.sys.open(n.cfg.HTTP.Listen)
 	if err != nil {
 		return nil, inUse("http.listen", err)
 	}
@@ -349,8 +352,14 @@ func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
 	}
 	n.joinPubsub(ctx, b)
 	// The broker outlives ctx: stopServing drains it first.
-	if err := b.Start(context.WithoutCancel(ctx)); err != nil {
-		return b.Close, inUse("the mqtt listener", err)
+	for i := range cfg.Endpoints {
+		l, err := n.sys.open(cfg.Endpoints[i].Listen)
+		if err == nil {
+			err = b.Serve(context.WithoutCancel(ctx), l, &cfg.Endpoints[i])
+		}
+		if err != nil {
+			return b.Close, inUse("the mqtt listener on "+cfg.Endpoints[i].Listen, err)
+		}
 	}
 	n.broker.Store(b)
 	n.serving.Store(true)

@@ -14,7 +14,8 @@
 //
 // # What it does not do
 //
-// No reordering or corruption within a stream, which TCP hides; no datagrams.
+// No reordering or corruption within a stream, which TCP hides. Datagrams are
+// lost on a blocked link and may overtake each other where links have delays.
 //
 // # Example
 //

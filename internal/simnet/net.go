@@ -13,12 +13,21 @@ import (
 // link is one direction between two hosts.
 type link struct{ from, to string }
 
+// hostOf is the host of an address: what stands before the port, if there is one.
+func hostOf(addr string) string {
+	if host, _, err := net.SplitHostPort(addr); err == nil {
+		return host
+	}
+	return addr
+}
+
 // Net is a network of named hosts.
 type Net struct {
 	mu        sync.Mutex
 	rng       *rand.Rand
 	listeners map[string]*listener
 	conns     map[*conn]struct{}
+	packets   map[string]chan Packet // by address
 	blocked   map[link]bool
 	min, max  time.Duration // delay of what is written from now on
 	changed   chan struct{} // closed and replaced at every change of blocked
@@ -28,7 +37,7 @@ type Net struct {
 func New(rng *rand.Rand) *Net {
 	return &Net{
 		rng: rng, listeners: map[string]*listener{}, conns: map[*conn]struct{}{},
-		blocked: map[link]bool{}, changed: make(chan struct{}),
+		packets: map[string]chan Packet{}, blocked: map[link]bool{}, changed: make(chan struct{}),
 	}
 }
 
@@ -101,11 +110,21 @@ func (n *Net) delay() time.Duration {
 	return n.min + time.Duration(n.rng.Int64N(int64(n.max-n.min)))
 }
 
-// Down takes a host away: its listener and its ends of connections are closed.
+// Down takes a host away: its listeners and its ends of connections are closed.
 // With reset the other ends hear of it, else they hear nothing, ever.
 func (n *Net) Down(host string, reset bool) {
 	n.mu.Lock()
-	l := n.listeners[host]
+	var listeners []*listener
+	for addr, l := range n.listeners {
+		if hostOf(addr) == host {
+			listeners = append(listeners, l)
+		}
+	}
+	for addr := range n.packets {
+		if hostOf(addr) == host {
+			delete(n.packets, addr)
+		}
+	}
 	var ours []*conn
 	for c := range n.conns {
 		if c.link.from == host {
@@ -113,7 +132,7 @@ func (n *Net) Down(host string, reset bool) {
 		}
 	}
 	n.mu.Unlock()
-	if l != nil {
+	for _, l := range listeners {
 		_ = l.Close() // always nil
 	}
 	for _, c := range ours {
@@ -121,19 +140,20 @@ func (n *Net) Down(host string, reset bool) {
 	}
 }
 
-// Listen makes a host reachable.
-func (n *Net) Listen(host string) net.Listener {
-	l := &listener{n: n, host: host, conns: make(chan *conn), done: make(chan struct{})}
+// Listen makes an address reachable: a host, or one port of it.
+func (n *Net) Listen(addr string) net.Listener {
+	l := &listener{n: n, host: addr, conns: make(chan *conn), done: make(chan struct{})}
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.listeners[host] = l
+	n.listeners[addr] = l
 	return l
 }
 
-// Dial connects from a host to others, whose addresses are their names.
+// Dial connects from a host to others, whose addresses are their names, or those
+// and a port.
 func (n *Net) Dial(from string) func(ctx context.Context, to string) (net.Conn, error) {
 	return func(ctx context.Context, to string) (net.Conn, error) {
-		if err := n.reach(ctx, link{from, to}); err != nil {
+		if err := n.reach(ctx, link{from, hostOf(to)}); err != nil {
 			return nil, err
 		}
 		n.mu.Lock()
@@ -142,7 +162,7 @@ func (n *Net) Dial(from string) func(ctx context.Context, to string) (net.Conn, 
 		if l == nil {
 			return nil, fmt.Errorf("connect to %s: %w", to, syscall.ECONNREFUSED)
 		}
-		here, there := n.pair(from, to)
+		here, there := n.pair(from, hostOf(to))
 		select {
 		case l.conns <- there:
 		case <-l.done:
@@ -184,6 +204,48 @@ func (n *Net) forget(c *conn) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	delete(n.conns, c)
+}
+
+// Packet is a datagram that has arrived.
+type Packet struct {
+	From string
+	Data []byte
+	At   time.Time
+}
+
+// packetsMax is a socket's buffer: what comes on top is lost.
+const packetsMax = 1024
+
+// Packets receives datagrams at an address until its host goes down.
+func (n *Net) Packets(addr string) <-chan Packet {
+	ch := make(chan Packet, packetsMax)
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.packets[addr] = ch
+	return ch
+}
+
+// Send sends a datagram, which a blocked link loses.
+func (n *Net) Send(from, to string, data []byte) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.blocked[link{hostOf(from), hostOf(to)}] {
+		return
+	}
+	p := Packet{From: from, Data: append([]byte(nil), data...)}
+	wait := n.min
+	if n.max > n.min {
+		wait += time.Duration(n.rng.Int64N(int64(n.max - n.min)))
+	}
+	time.AfterFunc(wait, func() {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		p.At = time.Now()
+		select {
+		case n.packets[to] <- p:
+		default: // nobody is there, or too many wait
+		}
+	})
 }
 
 type listener struct {

@@ -149,3 +149,34 @@ func TestWriterWaitsForRoomAndDialForTheLink(t *testing.T) {
 		_ = b.Close()
 	})
 }
+
+func TestPortsOfAHostShareItsLinksAndDatagramsAreLostOnABlockedOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := New(nil)
+		packets := n.Packets("10.0.0.1:7401")
+		n.Send("10.0.0.2:7401", "10.0.0.1:7401", []byte("hello"))
+		if p := <-packets; p.From != "10.0.0.2:7401" || string(p.Data) != "hello" {
+			t.Errorf("got %q of %s", p.Data, p.From)
+		}
+		n.Block("10.0.0.2", "10.0.0.1")
+		n.Send("10.0.0.2:7401", "10.0.0.1:7401", []byte("lost"))
+		n.Listen("10.0.0.1:80")
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := n.Dial("10.0.0.2")(ctx, "10.0.0.1:80"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("dial over a blocked link: %v", err)
+		}
+		n.Heal()
+		n.Down("10.0.0.1", true)
+		n.Send("10.0.0.2:7401", "10.0.0.1:7401", []byte("nobody"))
+		synctest.Wait()
+		if _, err := n.Dial("10.0.0.2")(t.Context(), "10.0.0.1:80"); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("dial to a host that is down: %v", err)
+		}
+		select {
+		case p := <-packets:
+			t.Errorf("got %q", p.Data)
+		default:
+		}
+	})
+}
