@@ -68,12 +68,19 @@ func newBoard(now func() time.Time, valid func(string) bool) *board {
 		held: map[string]map[string]mark{}, changed: make(chan struct{})}
 }
 
-// open begins a source anew; it has no filters yet.
-func (b *board) open(id string, gen uint64) {
+// open begins a source anew, with the filters it has from the start: a peer that
+// heard of it without them would believe that there are none. It returns the
+// version that says so.
+func (b *board) open(id string, gen uint64, filters []change) mark {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.sources[id] = &source{mark: mark{gen: gen << eraBits, ver: 1}, began: b.now(), entries: map[string]*entry{}}
+	s := &source{mark: mark{gen: gen << eraBits, ver: 1}, began: b.now(), entries: map[string]*entry{}}
+	for _, c := range filters {
+		s.set(c.filter, c.weight)
+	}
+	b.sources[id] = s
 	b.wakeLocked()
+	return s.mark
 }
 
 // close ends a source that this node announces no more.

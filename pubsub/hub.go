@@ -64,7 +64,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net, sh
 		peers: map[string]*peer{}, own: map[string]int{}, lanes: map[telemetry.ShardID]*lane{}, led: map[telemetry.ShardID]uint64{}, wills: map[willKey]bool{}}
 	h.board = newBoard(time.Now, h.speaksFor)
 	h.ctx, h.stop = context.WithCancel(context.Background())
-	h.board.open(cfg.Self, cfg.Epoch)
+	h.board.open(cfg.Self, cfg.Epoch, nil)
 	h.routes.apply(cfg.Self, mark{cfg.Epoch << eraBits, 1}, true, nil)
 	if reg != nil {
 		if err := h.registerGauges(reg); err != nil {

@@ -416,7 +416,7 @@ func TestASubscriberNodeThatStandsStillBoundsWhatWaitsForIt(t *testing.T) {
 
 func TestTombstonesArePrunedAndAPullerInTheMiddleStillLearnsAll(t *testing.T) {
 	b := newBoard(time.Now, func(string) bool { return true })
-	b.open("n", 1)
+	b.open("n", 1, nil)
 	r := newRoutes("self")
 	known := map[string]mark{}
 	step := func() bool {
@@ -595,7 +595,7 @@ func TestAWillIsSentByTheLeaderAndOnce(t *testing.T) {
 func TestADeposedLeaderGivesNoLease(t *testing.T) {
 	leads := true
 	b := newBoard(time.Now, func(string) bool { return leads })
-	b.open("s:3", 7)
+	b.open("s:3", 7, nil)
 	r := newRoutes("self")
 	until := time.Now().Add(time.Hour)
 	if _, err := r.decodeNews(b.newsFor(nil), until); err != nil {
@@ -610,5 +610,27 @@ func TestADeposedLeaderGivesNoLease(t *testing.T) {
 	}
 	if got := r.sources["s:3"].until; !got.Equal(until) {
 		t.Fatalf("a deposed leader renewed the lease until %v", got)
+	}
+}
+
+// A peer whose pull waits is answered the moment a shard has a new leader: with all
+// of its filters, or it would decide by an index that is complete and empty.
+func TestANewLeaderIsFirstHeardOfWithItsFilters(t *testing.T) {
+	b := newBoard(time.Now, func(string) bool { return true })
+	var news []byte
+	b.take(&pull{peer: "n1.00000001", known: map[string]mark{}, until: time.Now().Add(time.Hour), reply: func(p []byte) { news = p }})
+	own := b.open("s:3", 7, []change{{"devices/d/commands", 1}})
+	if news == nil {
+		t.Fatal("the pull was not answered")
+	}
+	r := newRoutes("n1.00000001")
+	if _, err := r.decodeNews(news, time.Now().Add(time.Hour)); err != nil {
+		t.Fatal(err)
+	}
+	if got := r.find("devices/d/commands", func(string, bool) bool { return true }); len(got.shards) != 1 {
+		t.Errorf("a message goes to %v, want shard 3", got)
+	}
+	if got := r.marks()["s:3"]; got != own {
+		t.Errorf("the peer knows %v, the board has %v", got, own)
 	}
 }

@@ -112,9 +112,8 @@ func (h *Hub) Lead(id telemetry.ShardID, term uint64, filters []session.FilterCh
 	h.leadMu.Lock()
 	defer h.leadMu.Unlock()
 	h.led[id] = term
-	h.board.open(source, term)
-	h.routes.apply(source, mark{term << eraBits, 1}, true, nil)
-	h.announceLocked(id, term, filters)
+	changes := h.changes(id, filters)
+	h.routes.apply(source, h.board.open(source, term, changes), true, changes)
 }
 
 // Lost implements shard.Sessions.
@@ -125,13 +124,19 @@ func (h *Hub) Lost(id telemetry.ShardID) {
 	h.board.close(shardSource(id))
 }
 
-func (h *Hub) announceLocked(id telemetry.ShardID, term uint64, filters []session.FilterChange) {
-	changes := make([]change, 0, len(filters))
+// changes is what has to be announced of filters.
+func (h *Hub) changes(id telemetry.ShardID, filters []session.FilterChange) []change {
+	out := make([]change, 0, len(filters))
 	for _, f := range filters {
 		if !h.covered(id, f.Filter) {
-			changes = append(changes, change{f.Filter, f.Here*weightOf(f) + f.Away})
+			out = append(out, change{f.Filter, f.Here*weightOf(f) + f.Away})
 		}
 	}
+	return out
+}
+
+func (h *Hub) announceLocked(id telemetry.ShardID, term uint64, filters []session.FilterChange) {
+	changes := h.changes(id, filters)
 	if len(changes) == 0 {
 		return
 	}
