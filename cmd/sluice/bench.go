@@ -16,6 +16,7 @@ type benchCmd struct {
 	Connections benchConnectionsCmd `cmd:"" help:"Clients per second that a node lets in, and memory and CPU of idle ones."`
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
+	Gateway     benchGatewayCmd     `cmd:"" help:"A node is killed that gateways are not connected to, but whose shards they publish to: gap, and time to the full rate."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
 	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
@@ -87,6 +88,35 @@ func (c *benchProbeCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("%v publishes per second for %v: use 1 to 1000000, and at least 1s", c.Rate, c.Duration)
 	}
 	return bench.RunProbe(ctx, bench.Probe{Addrs: c.Addr, Rate: c.Rate, Duration: c.Duration}, os.Stdout)
+}
+
+type benchGatewayCmd struct {
+	Kills   int     `default:"6" help:"Nodes to kill, one after the other."`
+	Devices int     `default:"50" help:"Devices behind each of the two gateways; each publish has a message of every one."`
+	Rate    float64 `default:"100" help:"Publishes per second of each gateway."`
+	Window  int     `default:"64" help:"Publishes in flight of each gateway."`
+	Shards  uint32  `default:"24" help:"Shards."`
+	Data    string  `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON    bool    `name:"json" help:"Print JSON."`
+}
+
+// Run implements kong.
+func (c *benchGatewayCmd) Run(ctx context.Context) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Kills < 1 || c.Kills > 10_000 || c.Devices < 1 || c.Devices > 1000 || c.Rate < 20 || c.Rate > 10_000 || c.Window < 1 || c.Window > 65_535 || c.Shards < 1 || c.Shards > 256 {
+		return fmt.Errorf("%d kills, %d devices, %v publishes per second, a window of %d, %d shards: use 1 to 10000, 1 to 1000, 20 to 10000, 1 to 65535, and 1 to 256", c.Kills, c.Devices, c.Rate, c.Window, c.Shards)
+	}
+	o, err := bench.RunGateways(ctx, bench.GatewayConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Devices: c.Devices, Rate: c.Rate, Window: c.Window, Shards: c.Shards, Progress: os.Stderr})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
+	return o.Table(os.Stdout)
 }
 
 type benchIngestCmd struct {
