@@ -90,7 +90,7 @@ func (st *State) sessionOp(kind opKind, s *state, r *wire.Reader) (Status, []byt
 				s.sent = min(sent, s.last())
 				st.leaveAs(s, will, minDelay)
 			} else if !will {
-				s.will = nil
+				s.will = ""
 			}
 			return StatusOK, nil
 		})
@@ -168,10 +168,10 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 	}
 	st.disown(s)
 	st.serial++
-	s.epoch, s.owner = st.serial, Owner{c.Node, c.NodeEpoch}
+	s.epoch, s.owner = st.serial, st.ownerOf(c.Node, c.NodeEpoch)
 	s.durable, s.expiry = c.Durable, c.Expiry
 	s.limits = limits{c.QueueMax, c.QueueBytes, c.QueueAge}
-	s.will, s.willDelay, s.willAt, s.endAt = c.Will, c.WillDelay, 0, 0
+	s.will, s.willDelay, s.willAt, s.endAt = pack(c.Will), c.WillDelay, 0, 0
 	st.own(s)
 	st.arm(s)
 	out.Epoch, out.First, out.Last, out.Sent = s.epoch, s.first, s.last(), s.sent
@@ -182,6 +182,16 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 		out.Subs = append(out.Subs, v.Subscription)
 	}
 	return StatusOK, out.append(nil)
+}
+
+// ownerOf is a process whose name is not kept once more for every session.
+func (st *State) ownerOf(node string, epoch uint64) Owner {
+	for o := range st.owners {
+		if o.Node == node {
+			return Owner{o.Node, epoch}
+		}
+	}
+	return Owner{node, epoch}
 }
 
 // own and disown keep count of a process's connections, and of the members of
@@ -215,8 +225,8 @@ func (st *State) shifted(s *state) {
 // leaveAs ends a connection whose owner tells what becomes of the will.
 func (st *State) leaveAs(s *state, will bool, minDelay int64) {
 	if !will {
-		s.will = nil
-	} else if s.will != nil {
+		s.will = ""
+	} else if s.will != "" {
 		s.willDelay = max(s.willDelay, minDelay)
 	}
 	st.leave(s)
@@ -243,7 +253,7 @@ func (st *State) leave(s *state) {
 	}
 	st.disown(s)
 	s.endAt = st.now + s.expiry
-	if s.will != nil {
+	if s.will != "" {
 		s.willAt = st.now + min(s.willDelay, s.expiry)
 		if s.willDelay == 0 {
 			st.due(s)
@@ -255,17 +265,17 @@ func (st *State) leave(s *state) {
 // due makes the will of a session one that the leader has to send.
 func (st *State) due(s *state) {
 	s.willAt = 0
-	if s.will == nil {
+	if s.will == "" {
 		return
 	}
-	m := s.will
+	m := s.will.unpack()
 	if m.Expires > 0 { // an interval that begins now
 		m.Expires += st.now
 	}
 	st.wills = append(st.wills, Will{st.nextWill, s.client, m})
 	st.nextWill++
 	st.effects.Wills = true
-	s.will = nil
+	s.will = ""
 }
 
 // end removes a session; its will is due at the latest now.

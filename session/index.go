@@ -3,12 +3,13 @@ package session
 import "strings"
 
 // Index finds the values that stand under the filters which match a topic. A
-// filter without wildcards costs one map entry; the others form a tree by level.
-// The zero value is ready to use.
+// filter without wildcards costs one map entry, without a list as long as one value
+// stands under it; the others form a tree by level. The zero value is ready to use.
 type Index[V comparable] struct {
-	exact map[string][]V
-	tree  node[V]
-	n     int
+	single map[string]V
+	exact  map[string][]V // two and more
+	tree   node[V]
+	n      int
 }
 
 type node[V comparable] struct {
@@ -24,10 +25,7 @@ func (x *Index[V]) Len() int { return x.n }
 func (x *Index[V]) Add(filter string, v V) {
 	x.n++
 	if !strings.ContainsAny(filter, "+#") {
-		if x.exact == nil {
-			x.exact = map[string][]V{}
-		}
-		x.exact[filter] = append(x.exact[filter], v)
+		x.addExact(filter, v)
 		return
 	}
 	at := &x.tree
@@ -54,24 +52,61 @@ func (x *Index[V]) Add(filter string, v V) {
 	}
 }
 
-// Remove takes v away from filter once; what is not there is not missed.
-func (x *Index[V]) Remove(filter string, v V) {
-	if !strings.ContainsAny(filter, "+#") {
-		list, ok := without(x.exact[filter], v)
-		if !ok {
-			return
-		}
-		x.n--
-		if len(list) == 0 {
-			delete(x.exact, filter)
-		} else {
-			x.exact[filter] = list
-		}
+func (x *Index[V]) addExact(filter string, v V) {
+	if x.single == nil {
+		x.single, x.exact = map[string]V{}, map[string][]V{}
+	}
+	list := x.exact[filter]
+	if first, ok := x.single[filter]; ok {
+		list = []V{first}
+		delete(x.single, filter)
+	} else if len(list) == 0 {
+		x.single[filter] = v
 		return
 	}
-	if x.tree.remove(filter, v) {
+	x.exact[filter] = append(list, v)
+}
+
+// Remove takes v away from filter once; what is not there is not missed.
+func (x *Index[V]) Remove(filter string, v V) {
+	ok := false
+	if strings.ContainsAny(filter, "+#") {
+		ok = x.tree.remove(filter, v)
+	} else {
+		ok = x.removeExact(filter, v)
+	}
+	if ok {
 		x.n--
 	}
+}
+
+func (x *Index[V]) removeExact(filter string, v V) bool {
+	if only, ok := x.single[filter]; ok {
+		if only == v {
+			delete(x.single, filter)
+		}
+		return only == v
+	}
+	list, ok := without(x.exact[filter], v)
+	switch {
+	case !ok:
+		return false
+	case len(list) == 1:
+		x.single[filter] = list[0]
+		delete(x.exact, filter)
+	default:
+		x.exact[filter] = list
+	}
+	return true
+}
+
+// Has reports whether anything stands under exactly this filter.
+func (x *Index[V]) Has(filter string) bool {
+	if strings.ContainsAny(filter, "+#") {
+		return x.tree.has(filter)
+	}
+	_, ok := x.single[filter]
+	return ok || len(x.exact[filter]) > 0
 }
 
 // remove returns whether v was found; empty nodes below go away.
@@ -112,6 +147,9 @@ func without[V comparable](list []V, v V) ([]V, bool) {
 // Match calls fn for every value under a filter that matches topic, once per
 // filter. Wildcards do not match a first level that begins with $.
 func (x *Index[V]) Match(topic string, fn func(V)) {
+	if v, ok := x.single[topic]; ok {
+		fn(v)
+	}
 	for _, v := range x.exact[topic] {
 		fn(v)
 	}

@@ -46,7 +46,7 @@ func TestFiltersMatchAsTheStandardSays(t *testing.T) {
 		}
 		x.Remove(c.filter, 2)
 		x.Remove(c.filter, 1)
-		if x.Len() != 0 || len(x.exact) != 0 || len(x.tree.children) != 0 {
+		if x.Len() != 0 || len(x.exact)+len(x.single) != 0 || len(x.tree.children) != 0 {
 			t.Errorf("%q leaves something behind: %+v", c.filter, x)
 		}
 	}

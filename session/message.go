@@ -60,6 +60,19 @@ func DecodeMessage(r *wire.Reader) *Message {
 	return m
 }
 
+// packed is an encoded message: one object for the collector, where a message is four.
+// It is for messages of which there are many and most never sent.
+type packed string
+
+func pack(m *Message) packed {
+	if m == nil {
+		return ""
+	}
+	return packed(m.Append(nil))
+}
+
+func (p packed) unpack() *Message { return DecodeMessage(wire.NewReader([]byte(p))) }
+
 func clone(b []byte) []byte {
 	if len(b) == 0 {
 		return nil

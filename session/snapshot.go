@@ -9,7 +9,7 @@ import (
 )
 
 // stateVersion is the format version of a state.
-const stateVersion = 2
+const stateVersion = 3
 
 // Append encodes the state canonically: equal states give equal bytes. A message
 // that stands in several queues is written once.
@@ -26,7 +26,6 @@ func (st *State) Append(dst []byte) []byte {
 	clients := slices.Sorted(maps.Keys(st.sessions))
 	for _, c := range clients {
 		s := st.sessions[c]
-		note(s.will)
 		for i := range s.queue {
 			note(s.queue[i].Message)
 		}
@@ -111,7 +110,7 @@ func (s *state) append(dst []byte, ids map[*Message]uint64) []byte {
 	for _, x := range s.received {
 		dst = wire.AppendBool(wire.AppendUint(wire.AppendUint(dst, uint64(x.id)), x.number), x.delivered)
 	}
-	dst = wire.AppendInt(wire.AppendUint(dst, ids[s.will]), s.willDelay)
+	dst = wire.AppendInt(wire.AppendString(dst, s.will), s.willDelay)
 	return wire.AppendInt(wire.AppendInt(dst, s.willAt), s.endAt)
 }
 
@@ -285,7 +284,13 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 	for range r.Count(3) {
 		s.received = append(s.received, receipt{uint16(r.Uint()), r.Uint(), r.Bool()})
 	}
-	s.will, s.willDelay = at(), r.Int()
+	if will := r.Blob(); len(will) > 0 {
+		w := wire.NewReader(will)
+		if s.will = pack(DecodeMessage(w)); w.Err() != nil {
+			return nil
+		}
+	}
+	s.willDelay = r.Int()
 	s.willAt, s.endAt = r.Int(), r.Int()
 	return s
 }
@@ -293,6 +298,7 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 // adopt puts a decoded session into the tables that follow from it.
 func (st *State) adopt(s *state) {
 	st.sessions[s.client] = s
+	s.owner = st.ownerOf(s.owner.Node, s.owner.Epoch)
 	for _, v := range s.subs {
 		st.enlist(v)
 	}

@@ -73,7 +73,7 @@ type state struct {
 	sent      uint64 // number of the last message that may have been on the wire
 	bytes     int
 	received  []receipt
-	will      *Message
+	will      packed // "" is none
 	willDelay int64
 	willAt    int64 // 0 is never
 	endAt     int64 // 0 is never
@@ -289,7 +289,7 @@ func (st *State) weigh(filter string) FilterChange {
 		}
 		return c
 	}
-	if len(st.index.exact[filter]) > 0 || st.index.tree.has(filter) {
+	if st.index.Has(filter) {
 		c.Here = 1
 	}
 	return c
