@@ -16,7 +16,7 @@ type benchCmd struct {
 	Connections benchConnectionsCmd `cmd:"" help:"Clients per second that a node lets in, and memory and CPU of idle ones."`
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
-	Gateway     benchGatewayCmd     `cmd:"" help:"A node is killed that gateways are not connected to, but whose shards they publish to: gap, and time to the full rate."`
+	Gateway     benchGatewayCmd     `cmd:"" help:"Gap and time to the full rate of gateways when a leader of their shards is killed."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
 	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
