@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
@@ -96,7 +97,7 @@ type connectionsRun struct {
 
 // warm makes the nodes take what they take once, however many clients follow.
 func (r *connectionsRun) warm(ctx context.Context) error {
-	all := newCrowd("warm", min(warmClients, r.cfg.Clients), true, 2)
+	all := newCrowd("warm", min(warmClients, r.cfg.Clients), true, source)
 	defer all.leave()
 	_, _, err := all.timed(ctx, r.connect(ctx))
 	return err
@@ -104,9 +105,13 @@ func (r *connectionsRun) warm(ctx context.Context) error {
 
 const warmClients = 500
 
+// source is where the addresses of clients begin, see newCrowd: not where those of the
+// run before began, as a rule.
+var source = 2 + rand.IntN(200)
+
 func (r *connectionsRun) clean(ctx context.Context) error {
 	fmt.Fprintf(r.cfg.Progress, "%d clients with clean sessions ...\n", r.cfg.Clients)
-	all := newCrowd("clean", r.cfg.Clients, false, 20)
+	all := newCrowd("clean", r.cfg.Clients, false, source+20)
 	defer all.leave()
 	return r.step(ctx, all, "CONNECT, clean session", r.connect(ctx))
 }
@@ -121,17 +126,12 @@ func (r *connectionsRun) durable(ctx context.Context) error {
 		return err
 	}
 	fmt.Fprintf(r.cfg.Progress, "%d clients with durable sessions ...\n", r.cfg.Clients)
-	all := newCrowd("meter", r.cfg.Clients, true, 10)
+	all := newCrowd("meter", r.cfg.Clients, true, source+10)
 	defer all.leave()
 	if err := r.step(ctx, all, "CONNECT, durable, will", r.connect(ctx)); err != nil {
 		return err
 	}
-	err = r.step(ctx, all, "SUBSCRIBE to commands", func(m *member) (time.Duration, error) {
-		began := time.Now()
-		err := m.subscribe()
-		return time.Since(began), err
-	})
-	if err != nil {
+	if err := r.step(ctx, all, "SUBSCRIBE to commands", taking((*member).subscribe)); err != nil {
 		return err
 	}
 	fmt.Fprintf(r.cfg.Progress, "idle with clients, %v ...\n", r.cfg.Watch)
@@ -140,7 +140,21 @@ func (r *connectionsRun) durable(ctx context.Context) error {
 		return err
 	}
 	r.compare(before, after)
-	return nil
+	// Wildcards of different texts: nobody knows them yet. Each is asked for on every shard.
+	some := &crowd{members: all.members[:min(wildcardClients, len(all.members))]}
+	return r.step(ctx, some, "SUBSCRIBE to a wildcard", taking(func(m *member) error { return m.subscribeTo("sites/" + m.id + "/#") }))
+}
+
+// wildcardClients are fewer than the others: a wildcard costs more.
+const wildcardClients = 2000
+
+// taking measures what a client does.
+func taking(f func(*member) error) func(*member) (time.Duration, error) {
+	return func(m *member) (time.Duration, error) {
+		began := time.Now()
+		err := f(m)
+		return time.Since(began), err
+	}
 }
 
 func (r *connectionsRun) connect(ctx context.Context) func(*member) (time.Duration, error) {

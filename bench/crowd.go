@@ -75,8 +75,11 @@ func (m *member) connect(ctx context.Context, addr string) (took time.Duration, 
 }
 
 // subscribe subscribes to the commands of the device that the client is.
-func (m *member) subscribe() error {
-	body := appendText([]byte{0, 1, 0}, "devices/"+m.id+"/commands")
+func (m *member) subscribe() error { return m.subscribeTo("devices/" + m.id + "/commands") }
+
+// subscribeTo is answered when every node knows the filter.
+func (m *member) subscribeTo(filter string) error {
+	body := appendText([]byte{0, 1, 0}, filter)
 	p, err := m.ask(m.nc, packetOf(0x82, append(body, 1)), 0x90)
 	if err == nil && p[len(p)-1] >= 0x80 {
 		err = refusal(p[len(p)-1])

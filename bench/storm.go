@@ -82,7 +82,7 @@ func RunStorm(ctx context.Context, cfg StormConfig) (out *Storm, err error) {
 	s := &storm{cfg: &cfg, c: c, out: &Storm{Clients: cfg.Clients, Rate: cfg.Rate}, acks: hdrhistogram.New(1, latencyMaxMicros, 3)}
 	victim := c.Nodes()[failoverNodes-1]
 	fmt.Fprintf(cfg.Progress, "%d clients connect to %s ...\n", cfg.Clients, victim.ID)
-	all := newCrowd("meter", cfg.Clients, true, 2)
+	all := newCrowd("meter", cfg.Clients, true, source)
 	defer all.leave()
 	if err := all.each(ctx, func(m *member) error { return s.settle(ctx, m, victim.MQTT) }); err != nil {
 		return nil, err
