@@ -41,7 +41,7 @@ const (
 	askRebuild     = 'R'
 	askWatch       = 'W' // an operator's word about anomalies
 	askFetch       = 'f' // what is queued for a session
-	askRetained    = 'e' // messages retained under a filter
+	askRetained    = 'e' // messages retained under filters
 	askSettled     = 'y' // when all nodes know the durable subscriptions
 	answerOK       = 0
 	answerElse     = 1 // not the leader; the leader's peer id follows
@@ -192,7 +192,7 @@ func (s *Shard) answerOne(ctx context.Context, ask byte, body []byte) ([]byte, e
 	case askFetch:
 		return s.answerFetch(body)
 	case askRetained:
-		return s.answerRetained(string(body))
+		return s.answerRetained(body)
 	case askSettled:
 		return nil, s.sessions.Settled(ctx, s.id)
 	default:

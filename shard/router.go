@@ -46,13 +46,14 @@ type Router struct {
 	caller Caller
 	dir    Directory
 
-	mu    sync.Mutex
-	hints map[telemetry.ShardID]string // leaders of shards without a replica here
+	mu       sync.Mutex
+	hints    map[telemetry.ShardID]string // leaders of shards without a replica here
+	retained map[telemetry.ShardID]*retainedQueue
 }
 
 // NewRouter routes for the node of host.
 func NewRouter(host *Host, caller Caller, dir Directory) *Router {
-	return &Router{host: host, caller: caller, dir: dir, hints: map[telemetry.ShardID]string{}}
+	return &Router{host: host, caller: caller, dir: dir, hints: map[telemetry.ShardID]string{}, retained: map[telemetry.ShardID]*retainedQueue{}}
 }
 
 // Leader is the peer that most probably leads a shard, "" when nobody is known.
