@@ -25,7 +25,9 @@ const (
 	standEvery   = 100 * time.Millisecond
 	// standAfter is how long no leader is known before a replica asks around; a
 	// leader that is alive is heard of within a heartbeat, a tenth of its timeout.
-	standAfter     = 400 * time.Millisecond
+	standAfter = 400 * time.Millisecond
+	// candidateMax is how long a candidate may go on by itself: a few elections.
+	candidateMax   = 10 * time.Second
 	balanceEvery   = 2 * time.Second
 	diskEvery      = 250 * time.Millisecond // a disk shows itself by a few syncs, not by one
 	handOversATick = 2
@@ -143,7 +145,10 @@ func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) 
 		if s.leaderless.IsZero() {
 			s.leaderless = now
 		}
-		if s.raft.State() == raft.Follower && h.votes(s) && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
+		// A candidate asks by itself, but asks first whether it may: a voter that
+		// lags, and does not know it as one yet, says no to that for ever.
+		stuck := s.raft.State() == raft.Candidate && now.Sub(s.leaderless) >= candidateMax
+		if (s.raft.State() == raft.Follower || stuck) && h.votes(s) && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
 			lost = append(lost, s)
 		}
 	}

@@ -18,6 +18,8 @@ const (
 	// standStagger separates the candidates: an election over a LAN takes a
 	// third of it, so the second stands only when the first has not won.
 	standStagger = 300 * time.Millisecond
+	// candidateMax is how long a candidate may go on by itself: a few elections.
+	candidateMax = 10 * time.Second
 	// waitsMax is how often a voter gives way to one that stands already: one that
 	// cannot win stands for ever.
 	waitsMax = 3
@@ -101,8 +103,12 @@ func (m *Meta) standInTurn(ctx context.Context, t *turn, voters []string) {
 		*t = t.wait(now)
 		return
 	}
-	if !ok || !t.mine(now, rank) || m.leader() != "" || m.raft.State() != raft.Follower {
-		return // a candidate cannot be made to begin again before its timeout
+	// A candidate cannot be made to begin again before its timeout. But it asks
+	// first whether it may, and a voter that lags and does not know it as a voter
+	// yet says no to that for ever.
+	stuck := m.raft.State() == raft.Candidate && now.Sub(t.from) >= candidateMax
+	if !ok || !t.mine(now, rank) || m.leader() != "" || m.raft.State() != raft.Follower && !stuck {
+		return
 	}
 	m.stand()
 	*t = t.stood(now, m.cfg.ElectionTimeout)

@@ -164,6 +164,13 @@ func (m *Mux) serveRaft(c *conn, h header, body []byte) error {
 		c.refuse(h, statusMalformed, err.Error())
 		return nil
 	}
+	// Raft refuses its vote to a server that is no voter in its own latest
+	// configuration. Where that one lags behind a configuration that is committed,
+	// the only majority left may need it. The paper has no such rule; a candidate
+	// is judged by its log, and who was removed is not let in by the mux.
+	if vote, ok := request.(*raft.RequestVoteRequest); ok {
+		vote.ID = nil
+	}
 	if err := t.admit(request); err != nil {
 		s, text := errorStatus(err)
 		c.refuse(h, s, text)

@@ -401,3 +401,40 @@ func TestHeartbeatsOfManyGroupsShareWrites(t *testing.T) {
 		}
 	})
 }
+
+// The voter that has everything was made one while another was away, and the
+// leader dies before that one hears of it: the two are a majority, and the one
+// that lags has to vote for a server that it knows as a non-voter.
+func TestVoterThatALaggardDoesNotKnowAsOneIsElected(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSimRaft(t)
+		defer s.close(t)
+		leader := s.leader(-1)
+		anew, late := (leader+1)%3, (leader+2)%3
+		id, addr := raft.ServerID(s.peers[anew]), raft.ServerAddress(s.peers[anew])
+		done := func(f raft.Future) {
+			t.Helper()
+			if err := f.Error(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done(s.replicas[leader].RemoveServer(id, 0, 0))
+		done(s.replicas[leader].AddNonvoter(id, addr, 0, 0))
+		done(s.replicas[leader].Apply([]byte("x"), 0))
+		time.Sleep(5 * time.Second)
+		s.n.setCut(s.peers[late], true)
+		done(s.replicas[leader].AddVoter(id, addr, 0, 0))
+		done(s.replicas[leader].Apply([]byte("y"), 0))
+		s.n.setCut(s.peers[leader], true)
+		s.n.setCut(s.peers[late], false)
+		for end := time.Now().Add(2 * time.Minute); s.replicas[anew].State() != raft.Leader; time.Sleep(5 * time.Second) {
+			if time.Now().After(end) {
+				t.Fatal("nobody is elected")
+			}
+			if err := s.muxes[anew].Poke(1); err != nil {
+				t.Fatal(err)
+			}
+		}
+		done(s.replicas[anew].Apply([]byte("z"), 0))
+	})
+}
