@@ -1,31 +1,33 @@
 package anomaly
 
 const (
-	habitGain = 1.0 // nats by which an alert raises the bar for the next
-	habitMax  = 8.0
-	habitMin  = -0.7 // a series without alerts may become twice as sensitive, not more: silence is no fault
-	peakHours = 24   // the peak of surprises decays by e in this time, bounded by:
-	peakShort = 100
-	peakLong  = 5000
-	worseBy   = 1.0 // nats by which an open alert must get worse to be updated
+	habitGain   = 1.0 // nats by which an alert raises the bar for the next
+	habitDevice = 0.3 // the same for a device whose sensors report together: its own tail is calibrated already
+	habitMax    = 8.0
+	habitMin    = -0.7 // a series without alerts may become twice as sensitive, not more: silence is no fault
+	peakHours   = 24   // the peak of surprises decays by e in this time, bounded by:
+	peakShort   = 100
+	peakLong    = 5000
+	quietNats   = 4.0 // an open alert is not kept open by what is more frequent than one reading in 50: it would never close
+	worseBy     = 1.0 // nats by which an open alert must get worse to be updated
 )
 
 // alertStep moves an alert by one reading: u nats against the threshold aim.
 // A new alert must beat aim, what the series' own past alerts added to it (an
 // adaptive conformal controller: Gibbs and Candes 2021; each alert costs
-// habitGain nats, which the allowed rate earns back, so that the long-run rate
+// gain nats, which the allowed rate earns back, so that the long-run rate
 // cannot exceed the target on any series) and the decaying peak of surprises.
-func (d *Detector) alertStep(s *alarm, u, aim, peak float64, cause Cause) Transition {
-	s.habit = float32(larger(float64(s.habit)-mul(habitGain, float64(s.earn)), habitMin))
+func (d *Detector) alertStep(s *alarm, u, aim, peak, gain float64, cause Cause) Transition {
+	s.habit = float32(larger(float64(s.habit)-mul(gain, float64(s.earn)), habitMin))
 	if !s.open {
 		if u < aim+float64(s.habit) || u <= peak+worseBy {
 			return None
 		}
 		s.open, s.causeOf, s.quiet, s.worst = true, cause, 0, float32(u)
-		s.habit = float32(smaller(float64(s.habit)+habitGain, habitMax))
+		s.habit = float32(smaller(float64(s.habit)+gain, habitMax))
 		return Opened
 	}
-	if u >= mul(0.5, aim) {
+	if u >= smaller(larger(mul(0.5, aim), quietNats), aim) {
 		s.quiet = 0
 		if u >= float64(s.worst)+worseBy {
 			s.worst = float32(u)
@@ -40,6 +42,20 @@ func (d *Detector) alertStep(s *alarm, u, aim, peak float64, cause Cause) Transi
 	}
 	s.open, s.quiet, s.worst = false, 0, 0
 	return Closed
+}
+
+// What a reading that is no news shows of its score as severity, in per cent: it
+// ranks below news, but not with what is quiet.
+const (
+	toldShare = 20
+	openShare = 45 // while an alert is open
+)
+
+func told(open bool) float64 {
+	if open {
+		return openShare
+	}
+	return toldShare
 }
 
 // Grade is a severity in a word: "normal" below 25, "notice" below 50, "warning"

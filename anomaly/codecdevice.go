@@ -2,8 +2,12 @@ package anomaly
 
 import "fmt"
 
-// deviceVersion is the first byte of a serialised DeviceState.
-const deviceVersion = 1
+// deviceVersion is the first byte of a serialised DeviceState; of deviceBefore
+// what still means the same is read, so that a new detector starts warm.
+const (
+	deviceVersion = 2
+	deviceBefore  = 1
+)
 
 // AppendDevice appends the serialised s to dst. Equal states give equal bytes.
 func AppendDevice(dst []byte, s *DeviceState) []byte {
@@ -15,12 +19,16 @@ func AppendDevice(dst []byte, s *DeviceState) []byte {
 // DecodeDevice reads one DeviceState from the front of b and returns the rest; it
 // refuses what DecodeState refuses.
 func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
-	if len(b) == 0 || b[0] != deviceVersion {
-		return nil, fmt.Errorf("%w: a device's state begins with version %d: upgrade this node", ErrState, deviceVersion)
+	if len(b) == 0 || b[0] != deviceVersion && b[0] != deviceBefore {
+		return nil, fmt.Errorf("%w: a device's state begins with version %d or %d: upgrade this node", ErrState, deviceBefore, deviceVersion)
 	}
 	var got DeviceState
 	d := decoder{src: b[1:]}
-	walkDevice(&d, &got)
+	if b[0] == deviceBefore {
+		walkBefore(&d, &got)
+	} else {
+		walkDevice(&d, &got)
+	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d of a device's", ErrState, d.bad, len(b)-len(d.src))
 	}
@@ -31,7 +39,22 @@ func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
 	return d.src, nil
 }
 
-func walkDevice[C coder](c C, s *DeviceState) {
+// walkBefore visits version 1, whose alert was that of the sensors together.
+func walkBefore[C coder](c C, s *DeviceState) {
+	var a alarm
+	var shown float32
+	walkTogether(c, s)
+	walkAlarm(c, &a)
+	c.flag(&s.any)
+	c.u16(&s.calm)
+	c.f32(&s.top)
+	c.f32(&shown)
+	for j := range s.excused {
+		c.u8(&s.excused[j])
+	}
+}
+
+func walkTogether[C coder](c C, s *DeviceState) {
 	c.i64(&s.last)
 	c.f64(&s.cadence)
 	c.u32(&s.n)
@@ -42,18 +65,22 @@ func walkDevice[C coder](c C, s *DeviceState) {
 		c.f32(&s.ex[j])
 	}
 	walkTail(c, &s.tail)
+}
+
+func walkDevice[C coder](c C, s *DeviceState) {
+	walkTogether(c, s)
+	walkCrest(c, &s.whole)
 	walkAlarm(c, &s.alarm)
 	c.flag(&s.any)
 	c.u16(&s.calm)
 	c.f32(&s.top)
-	c.f32(&s.shown)
 	for j := range s.excused {
 		c.u8(&s.excused[j])
 	}
 }
 
 func (s *DeviceState) check() error {
-	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.target >= 0 && s.causeOf <= causeLast && s.shown >= 0
+	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.whole.ok() && s.target >= 0 && s.causeOf <= causeLast
 	for _, k := range s.excused {
 		ok = ok && k <= excuseMax
 	}
@@ -66,4 +93,20 @@ func (s *DeviceState) check() error {
 		return fmt.Errorf("%w: field of a device out of range", ErrState)
 	}
 	return nil
+}
+
+func walkCrest[C coder](c C, t *crest) {
+	c.f64(&t.q)
+	for _, f := range []*float32{&t.mean, &t.sq, &t.rate, &t.top} {
+		c.f32(f)
+	}
+	c.u32(&t.count)
+	c.u16(&t.eps)
+	c.u16(&t.calm)
+	c.u16(&t.long)
+	c.flag(&t.in)
+}
+
+func (t *crest) ok() bool {
+	return t.count <= countCap && t.eps <= episodesMax && (t.count == 0 || t.mean > 0 && t.sq >= 0 && t.q > 0 && t.rate > 0)
 }

@@ -4,7 +4,7 @@ import "math"
 
 // Version names the arithmetic: two builds with equal Version give equal states
 // and verdicts for equal readings. Any change of a result raises it.
-const Version = 2
+const Version = 3
 
 const (
 	learnTailsAfter = 16 // readings before the features' tails are learned: the scales must exist
@@ -22,8 +22,10 @@ type Verdict struct {
 	// bytes in every row.
 	Score float32
 	// Severity is 100 Score if the reading is news: if it beats the decaying peak
-	// of earlier news by one nat; 0 otherwise. An alert opens at about 50: a little
-	// below on a series long without alerts, higher on one that had many.
+	// of earlier news by one nat; otherwise 20 Score, 45 Score while an alert is
+	// open, so that what goes on ranks below what is new and above what is quiet. An
+	// alert opens at about 50: a little below on a series long without alerts,
+	// higher on one that had many.
 	Severity float64
 	// Expected is the forecast made before the reading; readings outside Low to
 	// High alert by their distance from it alone.
@@ -33,12 +35,18 @@ type Verdict struct {
 	Warmup              bool // the series is too new for a score
 
 	nats float32 // -ln p
+	fit  float32 // the same without the doubt of a young tail
 	dev  float32 // deviation from level and season in scales, clipped
 }
 
 // Probability estimates how often, per reading of this series on stationary data,
 // a separate episode at least this surprising begins; 1 is unremarkable.
-func (v *Verdict) Probability() float64 { return exp(-float64(v.nats)) }
+func (v *Verdict) Probability() float64 {
+	if v.Warmup {
+		return 1
+	}
+	return exp(-float64(v.nats))
+}
 
 // grade rounds a score to a multiple of 1/1024; both steps are exact.
 func grade(score float64) float32 { return float32(math.Floor(mul(score, 1024)+0.5) / 1024) }
@@ -129,7 +137,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 func (d *Detector) judge(s *State, out *Verdict, u float64) {
 	nats := 0.0
 	if u > 0 {
-		nats = s.tail.nats(u)
+		nats = s.tail.nats(u, tailDoubt)
 	}
 	if s.tail.learn(u) || s.bar == 0 {
 		d.aim(s)
@@ -137,17 +145,22 @@ func (d *Detector) judge(s *State, out *Verdict, u float64) {
 	aim := float64(s.target)
 	peak := float64(s.peak) - mul(float64(s.peak), float64(s.fade))
 	s.peak = float32(peak)
+	out.nats = float32(nats)
+	out.fit = out.nats
+	if u > s.tail.q {
+		out.fit = float32(s.tail.nats(u, 0))
+	}
 	if !out.Warmup {
-		out.nats = float32(nats)
 		if nats > 0 {
 			score := 1 - exp(-mul(math.Ln2, nats)/aim)
 			out.Score = grade(score)
+			out.Severity = mul(told(s.open), score)
 			if nats > peak+worseBy {
 				out.Severity = 100 * score
 				s.peak = float32(nats)
 			}
 		}
-		out.Alert = d.alertStep(&s.alarm, nats, aim, peak, out.Cause)
+		out.Alert = d.alertStep(&s.alarm, nats, aim, peak, habitGain, out.Cause)
 	}
 }
 
@@ -184,7 +197,7 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {
-			out.Score = grade(1 - exp(-mul(math.Ln2, s.tail.nats(u))/float64(s.target)))
+			out.Score = grade(1 - exp(-mul(math.Ln2, s.tail.nats(u, tailDoubt))/float64(s.target)))
 		}
 	}
 	s.band(&out, f.scale)

@@ -9,13 +9,12 @@ const (
 	jointBroken = 2 // short mean of what the common motion does not explain
 	jointFeats  = 3
 
-	loadMemory  = 0.002   // of the loadings: about 500 messages
-	loadAfter   = 200     // messages before the common motion is believed
-	jointCap    = 12.0    // nats of one sensor that count
-	partnersMin = 2       // sensors in a message below which there is no joint view
-	partFrom    = 2.0     // nats from which a sensor takes part in a surprise: one reading in seven has so many
-	jointWarmup = 200     // messages more before its tail is believed
-	jointShare  = 1.0 / 3 // of a device's false alarms that the view of its sensors together may raise
+	loadMemory  = 0.002 // of the loadings: about 500 messages
+	loadAfter   = 200   // messages before the common motion is believed
+	jointCap    = 12.0  // nats of one sensor that count
+	partnersMin = 2     // sensors in a message below which there is no joint view
+	partFrom    = 2.0   // nats from which a sensor takes part in a surprise: one reading in seven has so many
+	jointWarmup = 200   // messages more before its tail is believed
 )
 
 // DeviceState is what the detector knows of a device as a whole: how surprising
@@ -27,13 +26,13 @@ type DeviceState struct {
 
 	energy, broken float32 // short means
 	q, ex          [jointFeats]float32
-	tail           tail
-	alarm          // of the joint view
+	tail           tail  // of the sensors together
+	whole          crest // of the most surprising of sensors and joint view
+	alarm                // of the whole
 
-	any   bool    // the device's alert is open: that of a sensor or of the joint view
-	calm  uint16  // messages without an open sensor while it is
-	top   float32 // its worst severity
-	shown float32 // decaying peak of the severity's nats, in targets
+	any  bool    // the device's alert is open: that of the whole, or of a sensor that reports alone
+	calm uint16  // messages without an open sensor while it is
+	top  float32 // its worst score
 
 	excused [jointFeats]uint8 // as in State
 }
@@ -117,27 +116,101 @@ func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
 		out.Open = s.any
 		return out
 	}
-	joint, jointNats := None, 0.0
+	jointNats, tr := 0.0, None
+	s.tick(t)
 	if len(r.sensors) >= partnersMin {
-		joint, jointNats = d.together(s, r, t, &out)
+		jointNats = d.together(s, r, t, &out)
 	}
 	r.parts(&out, jointNats)
-	d.severity(s, r, &out, jointNats)
-	d.incident(s, r, &out, joint)
+	if len(r.sensors) >= partnersMin {
+		tr = d.judgeWhole(s, r, &out, jointNats)
+	} else {
+		d.alone(r, &out)
+		tr = r.sensors[0].v.Alert
+	}
+	d.incident(s, r, &out, tr)
 	return out
 }
 
-// together is the joint view of a message with several sensors.
-func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict) (Transition, float64) {
-	if s.ex[0] == 0 {
-		s.begin()
-	} else if dt := float64(t - s.last); dt > 0 {
+// tick learns the cadence of the messages.
+func (s *DeviceState) tick(t int64) {
+	if dt := float64(t - s.last); s.last != 0 && dt > 0 {
 		if s.cadence == 0 {
 			s.cadence = dt
 		}
 		s.cadence = toward(s.cadence, smaller(dt, mul(gapFactor, s.cadence)), 1.0/64)
 	}
 	s.last = max(s.last, t)
+}
+
+// judgeWhole turns the most surprising of the message's sensors and their joint
+// view into score, severity and alert. That maximum has a tail of its own: how
+// many sensors there are, how far they move as one, and what all their tails
+// have wrong in common is in it, and needs no formula.
+func (d *Detector) judgeWhole(s *DeviceState, r *Row, out *DeviceVerdict, jointNats float64) Transition {
+	u, most, learned := jointNats, 0.0, 0
+	cause, sensor := out.Cause, CauseNone
+	for i := range r.sensors {
+		x := &r.sensors[i]
+		learned = max(learned, int(x.state.n))
+		if n := float64(x.v.fit); n > u {
+			u, cause = n, x.v.Cause
+		}
+		if n := float64(x.v.nats); n > most && !x.v.Warmup {
+			most, sensor = n, x.v.Cause
+		}
+	}
+	sensors := float64(max(int(r.sensors[0].state.sensors), len(r.sensors)))
+	own := larger(most-ln(sensors), 0) // as if all sensors went their own ways
+	nats := own
+	if s.whole.count >= crestReady {
+		nats = s.whole.nats(u)
+	} else {
+		cause = sensor
+	}
+	if learned > d.p.Warmup+crestAfter {
+		s.whole.learn(u, sensors)
+	}
+	if s.target == 0 || s.whole.count%renew == 0 {
+		d.aimDevice(s)
+	}
+	aim := float64(s.target)
+	peak := float64(s.peak) - mul(float64(s.peak), float64(s.fade))
+	s.peak = float32(peak)
+	out.Warmup, out.Cause = learned <= d.p.Warmup, cause
+	if out.Warmup {
+		return None
+	}
+	tr := d.alertStep(&s.alarm, nats, aim, peak, habitDevice, cause)
+	s.show(out, larger(own, nats), nats >= aim, nats > peak+worseBy)
+	if nats > peak+worseBy {
+		s.peak = float32(nats)
+	}
+	return tr
+}
+
+// show writes score and severity: the order of messages follows the sensors'
+// own account, which stays comparable over years, and the half of the scale the
+// device's tail, which says how rare such a message is.
+func (s *DeviceState) show(out *DeviceVerdict, nats float64, rare, news bool) {
+	out.nats = nats
+	score := 1 - exp(-mul(math.Ln2, nats)/float64(s.target))
+	if !rare {
+		score *= 0.5
+	}
+	out.Score = grade(score)
+	if news {
+		out.Severity = mul(100, score)
+	} else {
+		out.Severity = mul(told(s.open), score)
+	}
+}
+
+// together is the joint view of a message with several sensors.
+func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict) float64 {
+	if s.ex[0] == 0 {
+		s.begin()
+	}
 	var v [jointFeats]float64
 	sum, energy, warm := 0.0, 0.0, false
 	for i := range r.sensors {
@@ -147,7 +220,7 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 		energy += math.Abs(float64(x.v.dev))
 	}
 	if warm {
-		return None, 0 // a sensor's tails are not known: its surprise means nothing yet
+		return 0 // a sensor's tails are not known: its surprise means nothing yet
 	}
 	if s.n < countCap {
 		s.n++
@@ -157,33 +230,23 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 	s.energy, s.broken = float32(energy), float32(broken)
 	v = [jointFeats]float64{sum, energy, broken}
 	if s.n <= loadAfter {
-		return None, 0
+		return 0
 	}
 	u, top := surprise(v[:], s.q[:], s.ex[:], jointWeights[:], jointWeights[:], s.excused[:])
 	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n-loadAfter+learnTailsAfter)
 	nats := 0.0
 	if u > 0 {
-		nats = s.tail.nats(u)
+		nats = s.tail.nats(u, 0)
 	}
-	if s.tail.learn(u) || s.target == 0 {
-		d.aimDevice(s)
-	}
-	aim := float64(s.target)
-	peak := float64(s.peak) - mul(float64(s.peak), float64(s.fade))
-	s.peak = float32(peak)
+	s.tail.learn(u)
 	if s.tail.count < jointWarmup {
-		return None, 0
+		return 0
 	}
-	cause := CauseJoint
+	out.Cause = CauseJoint
 	if top == jointBroken {
-		cause = CauseDecoupled
+		out.Cause = CauseDecoupled
 	}
-	tr := d.alertStep(&s.alarm, nats, aim, peak, cause)
-	if nats > peak+worseBy {
-		s.peak = float32(nats)
-	}
-	out.Cause = cause
-	return tr, nats
+	return nats
 }
 
 var (
@@ -247,14 +310,14 @@ func (s *DeviceState) decouple(r *Row) float64 {
 	return worst
 }
 
-// aimDevice is aim for the joint view.
+// aimDevice is aim for the message as a whole.
 func (d *Detector) aimDevice(s *DeviceState) {
 	c := s.cadence
 	if !(c > 0) {
 		c = second
 	}
 	s.fade = float32(1 / smaller(larger(peakHours*hour/c, peakShort), peakLong))
-	aim := larger(ln(larger(month/c, 1)/mul(d.p.AlarmsPerDeviceMonth, jointShare)), aimMin)
+	aim := larger(ln(larger(month/c, 1)/d.p.AlarmsPerDeviceMonth), aimMin)
 	s.target, s.earn, s.bar = float32(aim), float32(exp(-aim)), 1
 }
 
@@ -274,55 +337,35 @@ func (r *Row) parts(out *DeviceVerdict, jointNats float64) {
 	}
 }
 
-// severity is the message's own, on the scale of one target for the device.
-func (d *Detector) severity(s *DeviceState, r *Row, out *DeviceVerdict, jointNats float64) {
-	most, cause := 0.0, CauseNone
-	for i := range r.sensors {
-		x := &r.sensors[i]
-		out.Warmup = out.Warmup || x.v.Warmup
-		if a := float64(x.state.target); a > 0 && float64(x.v.nats) > mul(most, a) {
-			most, cause = float64(x.v.nats)/a, x.v.Cause
-		}
-	}
-	if a := float64(s.target); a > 0 && jointNats > mul(most, a) {
-		most, cause = jointNats/a, out.Cause
-	}
-	out.Cause = cause
-	first := r.sensors[0].state
-	s.shown = float32(float64(s.shown) - mul(float64(s.shown), float64(first.fade)))
-	if out.Warmup || most == 0 {
-		return
-	}
-	out.nats = mul(most, larger(float64(first.target)-ln(float64(max(first.sensors, 1))), 1))
-	score := 1 - exp(-mul(math.Ln2, most))
-	out.Score = grade(score)
-	if margin := worseBy / larger(float64(first.target), 1); most > float64(s.shown)+margin {
-		out.Severity = 100 * score
-		s.shown = float32(most)
+// alone takes over what the only sensor of a message says.
+func (d *Detector) alone(r *Row, out *DeviceVerdict) {
+	v := &r.sensors[0].v
+	out.Warmup, out.Cause, out.Score, out.Severity = v.Warmup, v.Cause, v.Score, v.Severity
+	if !v.Warmup {
+		out.nats = float64(v.nats)
 	}
 }
 
-// incident moves the device's alert: one for all its sensors.
-func (d *Detector) incident(s *DeviceState, r *Row, out *DeviceVerdict, joint Transition) {
-	opened, worse, open := joint == Opened, joint == Updated, s.open
-	for i := range r.sensors {
-		x := &r.sensors[i]
-		opened = opened || x.v.Alert == Opened
-		worse = worse || x.v.Alert == Updated
-		open = open || x.state.open
-	}
+// incident moves the device's alert: one for all its sensors, whether they
+// report together or each by itself.
+func (d *Detector) incident(s *DeviceState, r *Row, out *DeviceVerdict, tr Transition) {
+	first := r.sensors[0].state
+	lone := len(r.sensors) < partnersMin && first.sensors > 1
 	switch {
-	case !s.any && opened:
-		s.any, s.calm, s.top = true, 0, out.Score
-		out.Alert = Opened
-	case s.any && open:
+	case !s.any:
+		if tr == Opened {
+			s.any, s.calm, s.top = true, 0, out.Score
+			out.Alert = Opened
+		}
+	case s.open || lone && first.open:
 		s.calm = 0
-		if (opened || worse) && out.Score > s.top {
+		if (tr == Opened || tr == Updated) && out.Score > s.top {
 			s.top = out.Score
 			out.Alert = Updated
 		}
-	case s.any:
-		if s.calm++; s.calm >= uint16(d.p.CloseAfter) || len(r.sensors) > 1 && s.calm > 1 {
+	default:
+		s.calm++
+		if int(s.calm) >= d.p.CloseAfter || tr == Closed && (!lone || first.sensors < partnersMin) {
 			s.any, s.calm, s.top = false, 0, 0
 			out.Alert = Closed
 		}

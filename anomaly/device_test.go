@@ -9,63 +9,61 @@ import (
 	"unsafe"
 )
 
-// deviceAlarms counts the alerts of devices whose sensors are stationary noise,
-// per device and 30 days. shared is how much of the noise all sensors have in
-// common.
-func deviceAlarms(p Params, g noise, devices, sensors int, shared float64, cadence int64, readings int) float64 {
+// deviceAlarms counts the alerts of devices whose sensors are stationary noise
+// of a kind, per device and 30 days, over three months of a message each 5
+// minutes. shared is how much of the noise all sensors have in common.
+func deviceAlarms(p Params, kind, devices, sensors int, shared float64) float64 {
+	const cadence, messages = 300 * second, 3 * month / (300 * second)
 	d := New(p)
 	n := 0
 	var row Row
 	for dev := range devices {
 		r := rand.New(rand.NewPCG(uint64(dev), 17))
-		states := make([]State, sensors)
+		states, own := make([]State, sensors), make([]noise, sensors)
 		for i := range states {
 			states[i].SetSensors(sensors)
+			own[i] = noises()[kind]
 		}
+		common := noises()[kind]
 		var s DeviceState
-		for i := range readings {
-			at := int64(i) * cadence
+		for i := range int64(messages) {
 			row.Reset()
-			c := g.next(r)
+			c := common.next(r)
 			for k := range states {
-				d.Add(&row, &states[k], at, 50+shared*c+(1-shared)*g.next(r))
+				d.Add(&row, &states[k], i*cadence, 50+shared*c+(1-shared)*own[k].next(r))
 			}
-			if d.Finish(&s, &row, at).Alert == Opened {
+			if d.Finish(&s, &row, i*cadence).Alert == Opened {
 				n++
 			}
 		}
 	}
-	return float64(n) * month / (float64(devices) * float64(readings) * float64(cadence))
+	return float64(n) / float64(3*devices)
 }
 
-// The promise is per device: its sensors and the view of them together keep to
-// the target, whether they are independent or move as one.
+// The promise is per device: its sensors and the view of them together keep
+// within a factor of two of the target, whatever the noise, for one to thirty
+// sensors, whether they are independent, coupled or the same. The seeds are
+// fixed; 48 alarms and more are expected of each cell, so that a factor of
+// two is more than four standard errors away from one.
 func TestFalseAlarmRateOfDevicesIsWithinTwiceTheTarget(t *testing.T) {
 	cells := []struct {
-		name             string
-		target           float64
 		devices, sensors int
 		shared           float64
-		cadence          int64
-		readings         int
-	}{
-		{"two independent", 8, 12, 2, 0, 300 * second, 2 * 8640},
-		{"five independent", 8, 6, 5, 0, 300 * second, 2 * 8640},
-		{"five coupled", 8, 6, 5, 0.7, 300 * second, 2 * 8640},
-		{"thirty independent", 30, 1, 30, 0, 600 * second, 2 * 4320},
-		{"thirty coupled", 30, 1, 30, 0.5, 600 * second, 2 * 4320},
-	}
+	}{{4, 1, 0}, {3, 2, 0}, {3, 5, 0}, {3, 5, 0.5}, {3, 5, 0.8}, {2, 10, 1}, {2, 15, 0.3}, {2, 30, 0}, {2, 30, 0.6}, {2, 30, 0.9}}
+	p := DefaultParams()
+	p.AlarmsPerDeviceMonth = 8
+	low, high, sum, n := 9.0, 0.0, 0.0, 0.0
 	for _, c := range cells {
-		p := DefaultParams()
-		p.AlarmsPerDeviceMonth = c.target
-		for _, g := range noises() {
-			got := deviceAlarms(p, g, c.devices, c.sensors, c.shared, c.cadence, c.readings) / c.target
-			t.Logf("%-22s %-18s %.2f of the target", c.name, g.name, got)
-			if got > 2 || got < 0.3 {
-				t.Errorf("%s, %s: %.2f of the target, want 0.3 to 2", c.name, g.name, got)
+		for kind, g := range noises() {
+			got := deviceAlarms(p, kind, c.devices, c.sensors, c.shared) / p.AlarmsPerDeviceMonth
+			t.Logf("%2d sensors, %.1f shared, %-18s %.2f of the target", c.sensors, c.shared, g.name, got)
+			low, high, sum, n = min(low, got), max(high, got), sum+got, n+1
+			if got > 2 || got < 0.5 {
+				t.Errorf("%d sensors, %.1f shared, %s: %.2f of the target, want 0.5 to 2", c.sensors, c.shared, g.name, got)
 			}
 		}
 	}
+	t.Logf("%.2f to %.2f of the target, %.2f at the mean", low, high, sum/n)
 }
 
 // coupled steps a device of four sensors that follow one another; broken says
@@ -207,6 +205,43 @@ func TestDeviceStateContinuesAfterDecoding(t *testing.T) {
 		if _, err := DecodeDevice(wire[:n], &into); !errors.Is(err, ErrState) {
 			t.Fatalf("first %d bytes: %v", n, err)
 		}
+	}
+}
+
+// Version 1 had no tail of the whole: its alert began anew, the rest goes on.
+func TestOlderDeviceStateStartsWarm(t *testing.T) {
+	d := New(DefaultParams())
+	r := rand.New(rand.NewPCG(2, 31))
+	var states [3]State
+	var s DeviceState
+	var row Row
+	step := func(i int) DeviceVerdict {
+		row.Reset()
+		for k := range states {
+			d.Add(&row, &states[k], int64(i)*60*second, r.NormFloat64())
+		}
+		return d.Finish(&s, &row, int64(i)*60*second)
+	}
+	for i := range 3000 {
+		step(i)
+	}
+	e := encoder{dst: []byte{deviceBefore}}
+	walkBefore(&e, &s)
+	var back DeviceState
+	if rest, err := DecodeDevice(e.dst, &back); err != nil || len(rest) != 0 {
+		t.Fatalf("rest %d bytes, error %v", len(rest), err)
+	}
+	if back.n != s.n || back.tail != s.tail || back.whole.count != 0 || back.open {
+		t.Errorf("state %+v", back)
+	}
+	s = back
+	for i := range 2 * crestReady {
+		if v := step(3000 + i); v.Warmup {
+			t.Fatalf("message %d: warm-up begins again", i)
+		}
+	}
+	if s.whole.count < crestReady {
+		t.Errorf("the tail has learned from %d messages", s.whole.count)
 	}
 }
 

@@ -16,8 +16,9 @@
 //
 // The promise to operators is the rate of false alarms: on stationary data a
 // device raises about Params.AlarmsPerDeviceMonth of them in 30 days, whatever
-// the distribution of its noise, its cadence and the number of its sensors
-// (State.SetSensors). DESIGN.md says how, and what was rejected.
+// the distribution of its noise, its cadence, the number of its sensors
+// (State.SetSensors) and how far they move as one. DESIGN.md says how, and what
+// was rejected.
 //
 // What it does not do: notice that readings are missing (that needs the clock of
 // whoever has one; State.Cadence gives the usual step), compare devices, store or

@@ -32,6 +32,7 @@ const (
 	rhoPrior    = 1.1       // a little heavier than exponential; 1 is exponential
 	episodesMax = 400       // memory in episodes; the standard error of the scale is then 5 %
 	tailCount   = 1<<20 + 1 // no multiple of renew: pi stays once it is final
+	tailDoubt   = 2.0       // of a tail as young as the features below it, see shape
 	renew       = 16        // readings between two computations of what changes slowly
 )
 
@@ -43,33 +44,40 @@ func (t *tail) known() float64 {
 	return smaller(mul(t.rate(), float64(t.count)+40), episodesMax)
 }
 
-// shape gives the scale and shape of the fitted tail. A fit's predictive
+// shape gives the scale and shape of a tail from the first two moments of k
+// excesses; prior is the shape believed at first. A fit's predictive
 // distribution has a heavier tail than the fit (for an exponential one it is the
-// Lomax distribution, shape + 1/known): little data, heavy tail. The addition is
-// doubled because the features' own quantiles are as young as the tail.
-func (t *tail) shape() (sigma, xi float64) {
-	k := t.known()
-	m := float64(t.mean)
-	rho := float64(t.sq) / mul(2, mul(m, m)) // 1 for an exponential tail
-	rho = (mul(k, rho) + shapePrior*rhoPrior) / (k + shapePrior)
+// Lomax distribution, shape + 1/k): little data, heavy tail.
+func shape(m, sq, k, doubt, prior float64) (sigma, xi float64) {
+	rho := sq / mul(2, mul(m, m)) // 1 for an exponential tail
+	rho = (mul(k, rho) + mul(shapePrior, prior)) / (k + shapePrior)
 	rho = smaller(larger(rho, 0.75), 1.6)
 	xi = (rho - 1) / (mul(2, rho) - 1)
-	return mul(m, 1-xi), xi + 2/k
+	return mul(m, 1-xi), xi + doubt/k
 }
 
-// nats is -ln of the rate of episodes per reading whose peak reaches u.
-func (t *tail) nats(u float64) float64 {
+// excessNats is -ln of the share of peaks that exceed the threshold by e scales.
+func excessNats(e, xi float64) float64 {
+	if xi > 1e-6 {
+		return ln(1+mul(xi, e)) / xi
+	}
+	return e - mul(0.5*xi, mul(e, e)) // a finite end would claim certainty: continue as a Gaussian does
+}
+
+func (t *tail) shape(doubt float64) (sigma, xi float64) {
+	return shape(float64(t.mean), float64(t.sq), t.known(), doubt, rhoPrior)
+}
+
+// nats is -ln of the rate of episodes per reading whose peak reaches u; doubt is
+// what of a young tail is added to its shape.
+func (t *tail) nats(u, doubt float64) float64 {
 	base := -ln(t.rate())
 	e := u - t.q
 	if e <= 0 {
 		return mul(base, u/(t.q+1e-9))
 	}
-	sigma, xi := t.shape()
-	e /= sigma
-	if xi > 1e-6 {
-		return base + ln(1+mul(xi, e))/xi
-	}
-	return base + e - mul(0.5*xi, mul(e, e)) // a finite end would claim certainty: continue as a Gaussian does
+	sigma, xi := t.shape(doubt)
+	return base + excessNats(e/sigma, xi)
 }
 
 // reach is the inverse of nats above the threshold.
@@ -78,7 +86,7 @@ func (t *tail) reach(nats float64) float64 {
 	if y <= 0 {
 		return t.q
 	}
-	sigma, xi := t.shape()
+	sigma, xi := t.shape(tailDoubt)
 	if xi > 1e-6 {
 		return t.q + mul(sigma, (exp(mul(xi, y))-1)/xi)
 	}

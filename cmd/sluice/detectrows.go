@@ -16,7 +16,7 @@ type rowLine struct {
 	Line   int64     `json:"line"`
 	Time   *api.Time `json:"time"`
 	Device string    `json:"device,omitempty"` // where the file holds several
-	// Severity is 0 to 100 where the row is news, else 0; 50 is one false alarm
+	// Severity is 0 to 100 where the row is news, a part of that where it is not; 50 is one false alarm
 	// per device and month.
 	Severity    float64  `json:"severity"`
 	Grade       string   `json:"grade"`
