@@ -22,6 +22,7 @@ type ConnectionsConfig struct {
 	Clients  int    // of one node
 	Shards   uint32
 	Watch    time.Duration // how long idle nodes are watched
+	All      bool          // afterwards, as many on each of the other nodes
 	Progress io.Writer     // what is being done, may be nil
 }
 
@@ -32,6 +33,8 @@ type Connections struct {
 	Shards  uint32        `json:"shards"`
 	Steps   []ConnectStep `json:"steps"`
 	Idle    []IdleNode    `json:"idle"`
+	// Full is the same with as many clients on every node; per connection of the node.
+	Full []IdleNode `json:"full,omitempty"`
 	// Local is what the connected node holds more than its peers, which hold the
 	// replicated sessions as well; Replicated is what a peer holds.
 	Local      float64 `json:"local_bytes_per_connection"`
@@ -107,7 +110,7 @@ const warmClients = 500
 
 // source is where the addresses of clients begin, see newCrowd: not where those of the
 // run before began, as a rule.
-var source = 2 + rand.IntN(200)
+var source = 2 + rand.IntN(150)
 
 func (r *connectionsRun) clean(ctx context.Context) error {
 	fmt.Fprintf(r.cfg.Progress, "%d clients with clean sessions ...\n", r.cfg.Clients)
@@ -139,7 +142,16 @@ func (r *connectionsRun) durable(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	r.compare(before, after)
+	r.out.Idle = r.compare(before, after, 1)
+	for _, p := range r.out.Idle[1:] {
+		r.out.Replicated += p.Bytes / float64(len(r.out.Idle)-1)
+	}
+	r.out.Local = r.out.Idle[0].Bytes - r.out.Replicated
+	if r.cfg.All {
+		if err := r.full(ctx, before); err != nil {
+			return err
+		}
+	}
 	// Wildcards of different texts: nobody knows them yet. Each is asked for on every shard.
 	some := &crowd{members: all.members[:min(wildcardClients, len(all.members))]}
 	return r.step(ctx, some, "SUBSCRIBE to a wildcard", taking(func(m *member) error { return m.subscribeTo("sites/" + m.id + "/#") }))
@@ -289,18 +301,33 @@ func collect(ctx context.Context, addr string) error {
 	return nil
 }
 
-func (r *connectionsRun) compare(before, after []condition) {
+// compare tells what the nodes have more than before; the first ones are connected to.
+func (r *connectionsRun) compare(before, after []condition, connected int) (out []IdleNode) {
 	n := float64(r.cfg.Clients)
 	for i, node := range r.c.Nodes() {
 		b, a := before[i], after[i]
-		r.out.Idle = append(r.out.Idle, IdleNode{Node: node.ID, Connected: i == 0, Bytes: (a.bytes - b.bytes) / n, RSS: (a.rss - b.rss) / n,
+		out = append(out, IdleNode{Node: node.ID, Connected: i < connected, Bytes: (a.bytes - b.bytes) / n, RSS: (a.rss - b.rss) / n,
 			Goroutines: (a.goroutines - b.goroutines) / n, CPUBefore: b.cpu, CPUIdle: a.cpu})
 	}
-	peers := r.out.Idle[1:]
-	for _, p := range peers {
-		r.out.Replicated += p.Bytes / float64(len(peers))
+	return out
+}
+
+// full fills the other nodes as well, from processes of their own, and looks again.
+func (r *connectionsRun) full(ctx context.Context, before []condition) (err error) {
+	for i, n := range r.c.Nodes()[1:] {
+		fmt.Fprintf(r.cfg.Progress, "%d clients of %s ...\n", r.cfg.Clients, n.ID)
+		h, err := startHolder(ctx, r.cfg.Binary, Holder{Addr: n.MQTT, Clients: r.cfg.Clients, Prefix: "meter-" + n.ID, Source: source + 30 + 10*i})
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, h.stop()) }()
 	}
-	r.out.Local = r.out.Idle[0].Bytes - r.out.Replicated
+	after, err := r.look(ctx)
+	if err != nil {
+		return err
+	}
+	r.out.Full = r.compare(before, after, len(after))
+	return nil
 }
 
 // Table writes the result for people.
@@ -312,14 +339,21 @@ func (o *Connections) Table(w io.Writer) error {
 		fmt.Fprintf(&b, "%-26s %9.0f %8.1f %8.1f %8.1f %9.0f %9.0f %12.0f\n", s.Name, s.Rate, s.P50, s.P99, s.Max, s.CPU, s.CPUAll, s.LogBytes)
 	}
 	fmt.Fprintf(&b, "\n%-18s %12s %12s %14s %16s %16s\n", "idle, per client", "bytes", "RSS bytes", "goroutines", "CPU ms/s before", "CPU ms/s idle")
-	for _, n := range o.Idle {
-		name := n.Node + ", a peer"
-		if n.Connected {
-			name = n.Node + ", connected"
+	rows := func(list []IdleNode) {
+		for _, n := range list {
+			name := n.Node + ", a peer"
+			if n.Connected {
+				name = n.Node + ", connected"
+			}
+			fmt.Fprintf(&b, "%-18s %12.0f %12.0f %14.2f %16.1f %16.1f\n", name, n.Bytes, n.RSS, n.Goroutines, n.CPUBefore, n.CPUIdle)
 		}
-		fmt.Fprintf(&b, "%-18s %12.0f %12.0f %14.2f %16.1f %16.1f\n", name, n.Bytes, n.RSS, n.Goroutines, n.CPUBefore, n.CPUIdle)
 	}
+	rows(o.Idle)
 	fmt.Fprintf(&b, "\nof the connected node alone %.0f B, replicated on each node %.0f B\n", o.Local, o.Replicated)
+	if len(o.Full) > 0 {
+		fmt.Fprintf(&b, "\nall nodes full, %d clients of the cluster, per client of the node:\n", len(o.Full)*o.Clients)
+		rows(o.Full)
+	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }

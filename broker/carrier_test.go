@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -353,4 +354,23 @@ func TestNothingYetIsWhatTLSCallsTemporary(t *testing.T) {
 	if !errors.As(err, &timeout) || !timeout.Timeout() || !errors.Is(err, poll.ErrWouldBlock) {
 		t.Errorf("%#v is no timeout that would block", err)
 	}
+}
+
+func TestFirstPacketIsBoundedOnEveryEndpoint(t *testing.T) {
+	a := newAuthority(t)
+	a.issue("broker", 2, "")
+	layers := layersOf(a)
+	b := start(t, Config{Endpoints: layers, ConnectBytesMax: 1000}, newMemory())
+	long := connectPacket(5, "c1", connectOptions{user: strings.Repeat("x", 2000)})
+	for i := range layers {
+		nc, _ := dialLayers(t, &layers[i], b.Addrs()[1+i], a.client(""))
+		_, _ = nc.Write(long) // the broker may close in the middle
+		if err := nc.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		if n, err := nc.Read(make([]byte, 1)); err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+			t.Errorf("%s: got %d bytes, %v, want the connection closed without an answer", layersName(&layers[i]), n, err)
+		}
+	}
+	eventually(t, "nobody is half open", func() bool { return b.Stats().HalfOpen == 0 })
 }

@@ -491,11 +491,7 @@ func TestProxyProtocolNamesTheClientOnlyFromTrustedBalancers(t *testing.T) {
 func TestSilentClientsOfEveryEndpointAreCutOffAtTheDeadline(t *testing.T) {
 	a := newAuthority(t)
 	a.issue("broker", 2, "")
-	b := start(t, Config{ConnectTimeout: 300 * time.Millisecond, Endpoints: []Endpoint{
-		{Listen: "127.0.0.1:0", TLS: a.server(ClientAuthNone)},
-		{Listen: "127.0.0.1:0", WebSocket: &WebSocket{}},
-		{Listen: "127.0.0.1:0", ProxyFrom: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}},
-	}}, newMemory())
+	b := start(t, Config{ConnectTimeout: 300 * time.Millisecond, Endpoints: layersOf(a)}, newMemory())
 	for _, addr := range b.Addrs() {
 		nc := dialTCP(t, addr)
 		if err := nc.SetReadDeadline(time.Now().Add(20 * time.Second)); err != nil {

@@ -17,6 +17,7 @@ type benchCmd struct {
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
 	Gateway     benchGatewayCmd     `cmd:"" help:"Gap and time to the full rate of gateways when a leader of their shards is killed."`
+	Hold        benchHoldCmd        `cmd:"" help:"Hold idle clients with durable sessions until standard input ends."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
 	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
@@ -26,6 +27,7 @@ type benchConnectionsCmd struct {
 	Clients int           `default:"18000" help:"Clients, all of one node; each takes a file of this process and one of the node's."`
 	Shards  uint32        `default:"24" help:"Shards."`
 	Watch   time.Duration `default:"10s" help:"How long idle nodes are watched."`
+	All     bool          `help:"Afterwards, as many clients on each of the other nodes."`
 	Data    string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
 	JSON    bool          `name:"json" help:"Print JSON."`
 }
@@ -39,7 +41,7 @@ func (c *benchConnectionsCmd) Run(ctx context.Context) error {
 	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Watch < time.Second {
 		return fmt.Errorf("%d clients, %d shards, watched for %v: use 1 to 50000, 1 to 256, and at least 1s", c.Clients, c.Shards, c.Watch)
 	}
-	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, Progress: os.Stderr})
+	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, All: c.All, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
@@ -117,6 +119,21 @@ func (c *benchGatewayCmd) Run(ctx context.Context) error {
 		return json.NewEncoder(os.Stdout).Encode(o)
 	}
 	return o.Table(os.Stdout)
+}
+
+type benchHoldCmd struct {
+	Addr    string `required:"" help:"MQTT address."`
+	Clients int    `default:"1000" help:"Clients."`
+	Prefix  string `default:"meter" help:"Of client ids."`
+	Source  int    `default:"2" help:"Clients come from 127.0.0.SOURCE and the next addresses."`
+}
+
+// Run implements kong.
+func (c *benchHoldCmd) Run(ctx context.Context) error {
+	if c.Clients < 1 || c.Clients > 50_000 || c.Source < 2 || c.Source > 245 {
+		return fmt.Errorf("%d clients from 127.0.0.%d: use 1 to 50000, and 2 to 245", c.Clients, c.Source)
+	}
+	return bench.RunHolder(ctx, bench.Holder{Addr: c.Addr, Clients: c.Clients, Prefix: c.Prefix, Source: c.Source}, os.Stdin, os.Stdout)
 }
 
 type benchIngestCmd struct {
