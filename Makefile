@@ -11,7 +11,7 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults mutations FORCE soak lint fmt bench bench-failover fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults sim mutations FORCE soak lint fmt bench bench-failover fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bin/sluice-mutations: FORCE
 	CGO_ENABLED=0 $(GO) build -trimpath -tags mutations -o $@ ./cmd/sluice
 
 FORCE:
+
+sim: ## whole nodes, and shards alone, in simulated time under faults: about two minutes (SIM_SEEDS=8 of each, SIM_SEED=7 for one)
+	SIM_SEEDS=$${SIM_SEEDS:-8} $(GO) test -count 1 -timeout 60m -v -run 'SurviveWhatever|LoseNothingWhatever|DisksThatLie' ./cmd/sluice ./shard/sim
 
 mutations: bin/sluice-mutations ## show that every deliberate mistake is noticed by a check
 	$(GO) run ./bench/faults/cmd/faults mutations --binary bin/sluice-mutations --dir $${TMPDIR:-/tmp}/sluice-mutations

@@ -214,7 +214,7 @@ func (h *Host) answerLeaders(body []byte) ([]byte, error) {
 		if !ok {
 			continue
 		}
-		_, leader := s.raft.LeaderWithID()
+		leader := s.leader()
 		b = wire.AppendUint(b, uint64(id))
 		b = wire.AppendString(b, string(leader))
 	}

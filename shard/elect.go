@@ -72,7 +72,7 @@ func every(ctx context.Context, d time.Duration, f func(time.Time)) {
 func (h *Host) PeerDown(ctx context.Context, peer string) {
 	told := time.Now()
 	for _, s := range h.all() {
-		_, leader := s.raft.LeaderWithID()
+		leader := s.leader()
 		if string(leader) != peer || s.raft.State() != raft.Follower {
 			continue
 		}
@@ -85,7 +85,7 @@ func (h *Host) PeerDown(ctx context.Context, peer string) {
 				return
 			case <-time.After(wait):
 			}
-			_, now := s.raft.LeaderWithID()
+			now := s.leader()
 			alive := s.raft.LastContact().After(told) // it was not dead after all
 			if now == leader && s.raft.State() == raft.Follower && !alive {
 				h.stand(s)
@@ -138,7 +138,7 @@ func (h *Host) votes(s *hosted) bool { return slices.Contains(s.voters(), h.cfg.
 func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) {
 	var lost []*hosted
 	for _, s := range h.all() {
-		if _, leader := s.raft.LeaderWithID(); leader != "" || s.raft.State() == raft.Leader {
+		if leader := s.leader(); leader != "" || s.raft.State() == raft.Leader {
 			s.leaderless = time.Time{}
 			continue
 		}

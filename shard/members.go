@@ -235,7 +235,7 @@ func (h *Host) member(id telemetry.ShardID, admit bool) Member {
 		return Member{}
 	}
 	m := Member{Last: s.raft.LastIndex(), Applied: s.raft.AppliedIndex()}
-	_, leader := s.raft.LeaderWithID()
+	leader := s.leader()
 	m.Leader = string(leader)
 	s.fsm.mu.Lock()
 	durable := s.fsm.pending.durable

@@ -28,7 +28,7 @@ func (s *Shard) Propose(data []byte, reply func(any, error)) {
 }
 
 func (s *Shard) notLeader() error {
-	_, id := s.raft.LeaderWithID()
+	id := s.leader()
 	if string(id) == s.self {
 		id = ""
 	}

@@ -60,7 +60,7 @@ func NewRouter(host *Host, caller Caller, dir Directory) *Router {
 func (r *Router) Leader(id telemetry.ShardID) string {
 	if s, ok := r.host.Shard(id); ok {
 		// A replica that is still to be built may not have heard of a leader.
-		if _, leader := s.raft.LeaderWithID(); leader != "" || slices.Contains(s.voters(), r.host.cfg.Self) {
+		if leader := s.leader(); leader != "" || slices.Contains(s.voters(), r.host.cfg.Self) {
 			return string(leader)
 		}
 	}

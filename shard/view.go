@@ -167,11 +167,23 @@ func (s *Shard) Counts() Counts {
 	return m.counts
 }
 
+// leader is whom this replica follows, or itself; none for a candidate. Raft keeps
+// the leader that it last heard of in one that was told to stand and then heard of
+// that leader once more: it would hold on to a dead one for ever, and keep others
+// from standing.
+func (s *Shard) leader() raft.ServerID {
+	if s.raft.State() == raft.Candidate {
+		return ""
+	}
+	_, id := s.raft.LeaderWithID()
+	return id
+}
+
 // Status describes this replica. digest asks for the digest of the state too.
 func (s *Shard) Status(digest bool) ReplicaStatus {
 	m := s.fsm.machine
 	st := ReplicaStatus{Shard: s.id, Role: s.role(), Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex()}
-	_, leader := s.raft.LeaderWithID()
+	leader := s.leader()
 	st.Leader = string(leader)
 	m.mu.Lock()
 	st.Flushed, st.Durable, st.PendingRows = m.pending.watermarks[telemetry.LaneLive], m.pending.durable, m.pending.rows[telemetry.LaneLive]

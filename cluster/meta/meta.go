@@ -121,7 +121,13 @@ func (m *Meta) State() *State { return m.fsm.state.Load() }
 func (m *Meta) Watch() <-chan struct{} { return m.fsm.watch() }
 
 // Leader is the peer that leads as far as this node knows, "" when it knows none.
+// A candidate knows none: raft keeps the leader that it last heard of in one that
+// was told to stand and then heard of that leader once more, for ever if it is
+// gone.
 func (m *Meta) Leader() string {
+	if m.raft.State() == raft.Candidate {
+		return ""
+	}
 	_, id := m.raft.LeaderWithID()
 	return string(id)
 }

@@ -47,6 +47,7 @@ func seeds(t *testing.T, first, count uint64) (out []uint64) {
 const (
 	faultsPerSeed = 12
 	devicesCount  = 6
+	clockWrong    = 10 * time.Minute
 	healMax       = 60 * time.Second // simulated: until everybody acknowledges again
 )
 
@@ -164,7 +165,7 @@ func (w *world) strike() {
 	a := w.nodes[w.rng.IntN(len(w.nodes))]
 	peers := w.Peers()
 	w.rng.Shuffle(len(peers), func(i, k int) { peers[i], peers[k] = peers[k], peers[i] })
-	switch w.rng.IntN(10) {
+	switch w.rng.IntN(11) {
 	case 0:
 		w.say("kill %s", a.peer)
 		w.away(false, nil, a)
@@ -199,6 +200,10 @@ func (w *world) strike() {
 		w.net.Split([]string{a.peer}, peers)
 		time.Sleep(w.upTo(8 * time.Second))
 		w.net.Heal()
+	case 9:
+		off := w.upTo(2*clockWrong) - clockWrong
+		w.say("clock of %s off by %v", a.peer, off)
+		a.clock.Set(off)
 	default:
 		w.say("heal")
 		w.heal()

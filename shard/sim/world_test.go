@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/ingest"
+	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/internal/simnet"
 	"github.com/sluice-iot/sluice/internal/vfs"
 	"github.com/sluice-iot/sluice/shard"
@@ -60,6 +61,7 @@ type node struct {
 	index int
 	peer  string
 	disk  *vfs.Mem
+	clock clock.Clock // wrong by what the simulation says
 	epoch uint64
 
 	up     bool
@@ -138,9 +140,11 @@ func (n *node) Group(group uint32) raft.Transport { return n.mux.Group(group) }
 func (n *node) Poke(group uint32) error           { return n.mux.Poke(group) }
 func (n *node) Connected(peer string) bool        { return n.mux.Connected(peer) }
 
-func (n *node) OnSnapshot(group uint32, offered, installed func(*raft.InstallSnapshotRequest)) {
-	n.mux.Group(group).SetGate(mux.Gate{Snapshot: func(r *raft.InstallSnapshotRequest) error { offered(r); return nil }, Installed: installed})
+func (n *node) OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) bool, installed func(*raft.InstallSnapshotRequest)) {
+	n.mux.Group(group).SetGate(mux.Gate{Known: offered, Installed: installed})
 }
+
+var _ shard.SnapshotNotifier = (*node)(nil)
 
 func (n *node) Propose(peer string, group uint32, entry []byte, done func([]byte, error)) {
 	n.mux.Go(peer, frameBlock, group, entry, done)
@@ -197,7 +201,7 @@ func (n *node) tryStart() error {
 	n.host, err = shard.OpenHost(quiet(), nil, shard.HostConfig{
 		Self: n.peer, Dir: filepath.Join(dir, "shards"), FlushesMax: 2,
 		Flush:  shard.FlushConfig{Interval: 2 * time.Second, RowsMax: 2000},
-		Limits: shard.Limits{SnapshotLogBytes: 48 << 10, TrailingLogs: 16},
+		Limits: shard.Limits{SnapshotLogBytes: 48 << 10, TrailingLogs: 16}, Clock: &n.clock,
 	}, shard.Deps{
 		Log: func(group uint32) shard.Log { return n.log.Group(group) }, Transport: n, Ask: n.Ask,
 		Stores: shard.Stores{Local: files{n.files}}, Detector: anomaly.New(anomaly.DefaultParams()), Emit: func([]shard.Event) {},
@@ -367,12 +371,12 @@ func (d *device) connected(ctx context.Context, n *node, open []int64) []int64 {
 	if door == nil {
 		return open
 	}
-	power, intake := door.power, door.intake
+	power, intake, clock := door.power, door.intake, &n.clock
 	acks := make(chan int64, 2*window)
 	send := func(seq int64, dup bool) {
 		pub := &telemetry.Publish{
 			Client: d.name, Device: d.name, Topic: "devices/" + d.name + "/telemetry", QoS: 1, PacketID: uint16(seq%60000) + 1, Dup: dup,
-			Received: time.Now().UnixMicro(), Payload: fmt.Appendf(nil, `{"device_id":%q,"timestamp":%d,"sensors":{"x":%d}}`, d.name, 1_767_225_600_000_000+seq*1000, seq),
+			Received: clock.Micros(time.Now()), Payload: fmt.Appendf(nil, `{"device_id":%q,"timestamp":%d,"sensors":{"x":%d}}`, d.name, 1_767_225_600_000_000+seq*1000, seq),
 		}
 		intake.Publish(pub, func(r telemetry.Result) {
 			if power.Load() && r.Applied+r.Duplicate == 1 {
