@@ -271,7 +271,7 @@ func (h *Host) open(r Replica) error {
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: log, trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
-		emit: h.deps.Emit, onLead: h.leads, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
+		emit: h.deps.Emit, onLead: h.leads, onStuck: h.stuck, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
 	})
 	if err != nil {
 		if c, ok := trans.(raft.WithClose); ok {

@@ -198,3 +198,33 @@ func TestInstallationCutShortIsFinishedAtTheNextStart(t *testing.T) {
 		t.Fatalf("the log ends at %d, want 51: it is not replaced by an older snapshot", last)
 	}
 }
+
+// A leader whose raft refuses every entry because of a hand-over that does not end
+// is opened again, and whoever leads then takes entries.
+func TestReplicaWhoseHandOverNeverEndsIsOpenedAgain(t *testing.T) {
+	c := newTestCluster(t, 3, 1)
+	p := c.publisher(0)
+	p.publish(5)
+	leader := c.leader(0)
+	if leader == nil {
+		t.Fatal("nobody leads after publishing")
+	}
+	s, _ := leader.host.Shard(0)
+	s.took(raft.ErrLeadershipTransferInProgress)
+	if s.refusing.Load() == nil {
+		t.Fatal("a refused entry is not noted")
+	}
+	s.took(nil)
+	if s.refusing.Load() != nil {
+		t.Fatal("an entry that was taken does not end it")
+	}
+	long := time.Now().Add(-2 * handOverMax)
+	eventually(t, "the replica is another one", func() bool {
+		s.refusing.Store(&long) // again: an entry that is taken meanwhile ends it
+		now, ok := leader.host.Shard(0)
+		return ok && now != s
+	})
+	p.publish(20)
+	p.check(leader)
+	c.sameDigests(0)
+}

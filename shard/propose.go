@@ -64,6 +64,7 @@ func (s *Shard) refuseRest() {
 func (s *Shard) answer(context.Context) {
 	for w := range s.waiting {
 		err := w.future.Error()
+		s.took(err)
 		switch {
 		case err == nil:
 			w.reply(w.future.Response(), nil)

@@ -94,9 +94,11 @@ type Shard struct {
 	ledSince  time.Time // when
 	hinted    time.Time // when the hints were last repeated
 
-	onLead    func(*Shard) // after winning an election; must not block
-	interrupt func()       // ends waits of the transport, before raft stops
-	ask       Asker        // nil: raft's own word is taken for leadership
+	onLead    func(*Shard)              // after winning an election; must not block
+	onStuck   func(*Shard)              // when raft takes no entries any more; must not block
+	refusing  atomic.Pointer[time.Time] // since when it takes none, see stuck.go
+	interrupt func()                    // ends waits of the transport, before raft stops
+	ask       Asker                     // nil: raft's own word is taken for leadership
 
 	ctx  context.Context // ends when the shard closes; the lifetime of its goroutines
 	stop context.CancelFunc
@@ -146,14 +148,15 @@ func (l Limits) withDefaults() Limits {
 
 // replicaDeps is what a shard is given.
 type replicaDeps struct {
-	log    Log
-	trans  raft.Transport
-	stores Stores
-	det    *anomaly.Detector
-	emit   func([]Event)
-	onLead func(*Shard)
-	turns  *turns
-	ask    Asker
+	log     Log
+	trans   raft.Transport
+	stores  Stores
+	det     *anomaly.Detector
+	emit    func([]Event)
+	onLead  func(*Shard)
+	onStuck func(*Shard)
+	turns   *turns
+	ask     Asker
 
 	sessions Sessions
 }
@@ -165,7 +168,7 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
-		onLead:    deps.onLead, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
+		onLead:    deps.onLead, onStuck: deps.onStuck, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
 	}
 	if t, ok := deps.trans.(interface{ Interrupt() }); ok {
 		s.interrupt = t.Interrupt
@@ -258,6 +261,7 @@ func (s *Shard) lead(ctx context.Context) {
 			return
 		case leader := <-s.raft.LeaderCh():
 			s.readable.Store(0)
+			s.refusing.Store(nil)
 			s.lostSessions()
 			if leader {
 				s.logger.Info("leading shard", "term", s.raft.CurrentTerm())
@@ -277,6 +281,7 @@ func (s *Shard) lead(ctx context.Context) {
 }
 
 func (s *Shard) leaderTick(ctx context.Context, now time.Time) {
+	s.unstick(now)
 	if s.readable.Load() != s.raft.CurrentTerm() && !s.barrier() {
 		return
 	}
@@ -314,7 +319,9 @@ func (s *Shard) noticeSilence(ctx context.Context, now time.Time) {
 // acknowledged has been applied here.
 func (s *Shard) barrier() bool {
 	term := s.raft.CurrentTerm()
-	if err := s.raft.Barrier(heartbeatTimeout).Error(); err != nil {
+	err := s.raft.Barrier(heartbeatTimeout).Error()
+	s.took(err)
+	if err != nil {
 		return false // leadership lost or no quorum: the next tick asks again
 	}
 	s.readable.Store(term)

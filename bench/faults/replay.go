@@ -71,7 +71,7 @@ func (p *replay) apply(e *raft.Log, commit uint64) (admitted bool, err error) {
 	res, ok := p.machine.ApplyAt(e.Index, e.Term, entry).(shard.Result)
 	admitted = ok && res.Status == shard.StatusApplied && res.Index == e.Index
 	return admitted, p.machine.EachScore(e.Index, func(b *block.Block, m *block.Entry, rd *block.Reading, score float32) {
-		p.scores[reading{strings.Clone(string(b.Devices[m.Device])), strings.Clone(string(b.Sensors[rd.Sensor])), m.Time, rd.Value.Float64()}] = score
+		p.scores[reading{strings.Clone(b.Devices[m.Device]), strings.Clone(b.Sensors[rd.Sensor]), m.Time, rd.Value.Float64()}] = score
 	})
 }
 
