@@ -35,6 +35,7 @@ type Gateways struct {
 	Each       []GatewayKill `json:"each"`
 	Gap        Gaps          `json:"gap"`       // longest time without an acknowledgement
 	Full       Gaps          `json:"full_rate"` // from the kill until the rate is whole again for good
+	Control    Gaps          `json:"control"`   // the same of the seconds before the kill: what the machine does without one
 	LoadBefore float64       `json:"load_average_before"`
 	LoadAfter  float64       `json:"load_average_after"`
 }
@@ -45,10 +46,8 @@ type GatewayKill struct {
 	Gateway int     `json:"gateway"`
 	Gap     float64 `json:"gap_ms"`
 	Full    float64 `json:"full_rate_ms"`
-	// Before is the same as Full, counted in the seconds before the kill: what the
-	// machine does without one.
-	Before float64 `json:"control_ms"`
-	P50    float64 `json:"p50_ms"` // before the kill
+	Before  float64 `json:"control_ms"`
+	P50     float64 `json:"p50_ms"` // before the kill
 }
 
 const (
@@ -69,7 +68,7 @@ func RunGateways(ctx context.Context, cfg GatewayConfig) (out *Gateways, err err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
 	out = &Gateways{Kills: cfg.Kills, Gateways: failoverNodes - 1, Messages: cfg.Rate * float64(cfg.Devices), LoadBefore: loadAverage()}
-	var gaps, full []time.Duration
+	var gaps, full, control []time.Duration
 	for k := range cfg.Kills {
 		victim := c.Nodes()[k%failoverNodes]
 		if _, err := settled(ctx, c); err != nil {
@@ -83,10 +82,11 @@ func RunGateways(ctx context.Context, cfg GatewayConfig) (out *Gateways, err err
 			fmt.Fprintf(cfg.Progress, "kill %d of %d: %s, gateway %d: longest gap %.0f ms, full rate after %.0f ms (control %.0f ms), p50 %.1f ms\n",
 				k+1, cfg.Kills, one.Node, one.Gateway, one.Gap, one.Full, one.Before, one.P50)
 			gaps, full = append(gaps, time.Duration(one.Gap*1e6)), append(full, time.Duration(one.Full*1e6))
+			control = append(control, time.Duration(one.Before*1e6))
 		}
 		out.Each = append(out.Each, kills...)
 	}
-	out.Gap, out.Full, out.LoadAfter = gapsOf(gaps), gapsOf(full), loadAverage()
+	out.Gap, out.Full, out.Control, out.LoadAfter = gapsOf(gaps), gapsOf(full), gapsOf(control), loadAverage()
 	return out, nil
 }
 
@@ -253,7 +253,7 @@ func (o *Gateways) Table(w io.Writer) error {
 	for _, r := range []struct {
 		name string
 		g    Gaps
-	}{{"longest time without an acknowledgement", o.Gap}, {"until the full rate, for good", o.Full}} {
+	}{{"longest time without an acknowledgement", o.Gap}, {"until the full rate, for good", o.Full}, {"the same without a kill (control)", o.Control}} {
 		fmt.Fprintf(&b, "%-42s %7d %8.0f %8.0f %8.0f %8.0f\n", r.name, r.g.Count, r.g.P50, r.g.P90, r.g.P99, r.g.Max)
 	}
 	_, err := io.WriteString(w, b.String())

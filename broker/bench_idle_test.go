@@ -208,18 +208,26 @@ func (c *inside) RemoteAddr() net.Addr             { return &net.TCPAddr{} }
 func BenchmarkMillionConnections(b *testing.B) {
 	m := newMemory()
 	m.auto = applied
-	br := start(b, Config{ConnectionsMax: 2_000_000}, m)
+	br := start(b, Config{ConnectionsMax: 2_000_000, Limits: Limits{Connects: 1e9}}, m)
 	before := memoryInUse()
 	conns := make([]*inside, b.N)
 	begin := time.Now()
-	for i := range conns {
-		c := &inside{in: idleHello(fmt.Sprintf("meter-%07d", i))}
-		conns[i] = c
-		if !br.track() {
-			b.Fatal("broker closed")
-		}
-		br.serve(context.Background(), c, &Endpoint{})
+	var wg sync.WaitGroup
+	const workers = 16
+	for w := range workers {
+		wg.Go(func() {
+			for i := w; i < len(conns); i += workers {
+				c := &inside{in: idleHello(fmt.Sprintf("meter-%07d", i))}
+				conns[i] = c
+				if !br.track() {
+					b.Error("broker closed")
+					return
+				}
+				br.serve(context.Background(), c, &Endpoint{})
+			}
+		})
 	}
+	wg.Wait()
 	b.ReportMetric(float64(b.N)/time.Since(begin).Seconds(), "connects/s")
 	for end := time.Now().Add(time.Minute); br.subscriptions() < int64(b.N) && time.Now().Before(end); {
 		time.Sleep(time.Millisecond)

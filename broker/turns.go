@@ -23,6 +23,8 @@ type turns struct {
 	longest      time.Duration
 	pressure     func() time.Duration // how long a goroutine waits for a core, lately
 
+	beats int // owned by serve
+
 	mu      sync.Mutex
 	tokens  float64
 	filled  time.Time // when tokens was right
@@ -31,6 +33,7 @@ type turns struct {
 	sources map[netip.Prefix]*list.Element // of order
 	order   list.List                      // of *source: whose turn it is, first
 	serving bool
+	calm    time.Time // when nobody waited any more
 }
 
 // source is where waiting CONNECTs come from.
@@ -47,14 +50,16 @@ type turn struct {
 }
 
 const (
-	turnsBeat = 20 * time.Millisecond // between two looks at who may go on
+	turnsBeat  = 5 * time.Millisecond // between two looks at who may go on
+	turnsLook  = 4                    // beats between two looks at the pressure
+	turnsFresh = time.Second          // without a queue: what the machine has to give is to be found out anew
 	// The rate begins at a share of the limit and reaches it in half a second, unless
 	// goroutines wait too long for a core; it never falls below turnsShareMin of it, so
 	// that on a machine that is always busy clients do get in.
 	turnsShareFirst = 0.25
 	turnsShareMin   = 0.05
-	turnsShareStep  = 0.03 // per beat
-	turnsBack       = 0.8  // per beat with pressure
+	turnsShareStep  = 0.03 // per look
+	turnsBack       = 0.8  // per look with pressure
 	// pressureMax is several times what goroutines wait on a machine with a core to
 	// spare, and what an answer may take longer because clients connect.
 	pressureMax = 4 * time.Millisecond
@@ -98,7 +103,7 @@ func (t *turns) join(from netip.Prefix, now time.Time) (w *turn, again time.Dura
 		t.tokens--
 		return nil, 0, false
 	}
-	if !t.serving {
+	if !t.serving && now.Sub(t.calm) > turnsFresh {
 		t.rate = t.limit * turnsShareFirst
 	}
 	at := t.sources[from]
@@ -166,14 +171,17 @@ func (t *turns) serve() {
 	defer tick.Stop()
 	t.pressure() // what was before does not count
 	for now := range tick.C {
-		if !t.beat(now, t.pressure()) {
+		if t.beats++; t.beats%turnsLook == 0 {
+			t.adapt(t.pressure())
+		}
+		if !t.beat(now) {
 			return
 		}
 	}
 }
 
-// beat serves whose turn it is by now; false when nobody waits.
-func (t *turns) beat(now time.Time, pressure time.Duration) bool {
+// adapt makes the rate follow what the machine has to give.
+func (t *turns) adapt(pressure time.Duration) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if pressure > pressureMax {
@@ -181,6 +189,12 @@ func (t *turns) beat(now time.Time, pressure time.Duration) bool {
 	} else {
 		t.rate = min(t.rate+t.limit*turnsShareStep, t.limit)
 	}
+}
+
+// beat serves whose turn it is by now; false when nobody waits.
+func (t *turns) beat(now time.Time) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
 	t.fillLocked(now)
 	for t.tokens >= 1 && t.waiting > 0 {
 		t.tokens--
@@ -193,7 +207,7 @@ func (t *turns) beat(now time.Time, pressure time.Duration) bool {
 	if t.waiting > 0 {
 		return true
 	}
-	t.serving, t.rate = false, t.limit
+	t.serving, t.calm = false, now
 	return false
 }
 

@@ -48,13 +48,13 @@ func TestSourcesTakeTurns(t *testing.T) {
 		many = append(many, w)
 	}
 	one, _, _ := q.join(from("192.0.2.2"), now)
-	if !q.beat(now.Add(10*time.Millisecond), 0) { // two turns at least, ten at most
+	if !q.beat(now.Add(10 * time.Millisecond)) { // two turns at least, ten at most
 		t.Fatal("nobody waits any more")
 	}
 	if !isReady(one) || !isReady(many[0]) || isReady(many[10]) {
 		t.Errorf("after a hundredth of a second: the one of its own source %v, the first of many %v, the eleventh %v", isReady(one), isReady(many[0]), isReady(many[10]))
 	}
-	for n := time.Duration(1); q.beat(now.Add(n*time.Second), 0); n++ {
+	for n := time.Duration(1); q.beat(now.Add(n * time.Second)); n++ {
 		if n > 10 {
 			t.Fatal("50 clients are not served in ten seconds")
 		}
@@ -98,13 +98,15 @@ func TestRateOfConnectsFollowsThePressure(t *testing.T) {
 		q.join(from("192.0.2.1"), now)
 	}
 	for range 100 { // nobody is served: no time passes
-		q.beat(now, 2*pressureMax)
+		q.adapt(2 * pressureMax)
+		q.beat(now)
 	}
 	if q.rate != q.limit*turnsShareMin {
 		t.Errorf("rate under pressure %v, want the least, %v", q.rate, q.limit*turnsShareMin)
 	}
 	for range 100 {
-		q.beat(now, 0)
+		q.adapt(0)
+		q.beat(now)
 	}
 	if q.rate != q.limit {
 		t.Errorf("rate without pressure %v, want %v", q.rate, q.limit)
@@ -119,7 +121,7 @@ func TestAPlaceIsGivenUp(t *testing.T) {
 		t.Errorf("left %v, again in %v, %d waiting, %d sources", left, again, q.waiting, len(q.sources))
 	}
 	w, _, _ = q.join(from("2001:db8::1"), now)
-	q.beat(now.Add(time.Minute), 0)
+	q.beat(now.Add(time.Minute))
 	if _, left := q.leave(w); left || !isReady(w) {
 		t.Error("a turn that has come was given up")
 	}
