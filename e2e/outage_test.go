@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/api/client"
 	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/devcluster"
 	"github.com/sluice-iot/sluice/store/postgres/pgtest"
@@ -80,9 +81,40 @@ func TestOutageFillsTheLogAndLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	awaitFlushed(t, c)
+	resumes(t, c, cl, send)
+	awaitFlushed(t, c)
 	n := scanOne(t, url, "select count(*) from telemetry where device_id like 'o%'")
 	if distinct := scanOne(t, url, "select count(distinct (device_id, time, sensor, value)) from telemetry where device_id like 'o%'"); n < int64(4*acked) || distinct != n {
 		t.Errorf("%d rows in the database, %d different, %d acknowledged", n, distinct, 4*acked)
+	}
+}
+
+// resumes waits until no node refuses any more, without any traffic, and publishes.
+func resumes(t *testing.T, c *devcluster.Cluster, cl *client.Client, send func() api.Counts) {
+	t.Helper()
+	var st api.Status
+	var err error
+	for end := time.Now().Add(flushedMax); ; time.Sleep(200 * time.Millisecond) {
+		refusing := 0
+		if st, err = cl.Status(t.Context()); err == nil {
+			for i := range st.Nodes {
+				if b := st.Nodes[i].Backlog; b == nil || b.Level == backlog.Refuse {
+					refusing++
+				}
+			}
+			if refusing == 0 && len(st.Nodes) == len(c.Nodes()) {
+				break
+			}
+		}
+		if time.Now().After(end) {
+			for i := range st.Nodes {
+				t.Logf("%s: %+v", st.Nodes[i].ID, st.Nodes[i].Backlog)
+			}
+			t.Fatalf("nothing waits, and %d nodes refuse what is new (%v)", refusing, err)
+		}
+	}
+	if counts := send(); counts.Applied == 0 {
+		t.Errorf("nothing is taken after the outage: %+v", counts)
 	}
 }
 

@@ -12,49 +12,6 @@ const (
 	retainSample    = 10 * time.Second
 )
 
-// While the disk runs out of room, nothing that is stored stays in the log: not
-// for a database that might lose it, nor for followers that are a little behind.
-const (
-	pressedLogBytes     = 1 << 20 // that a snapshot must free to be worth taking
-	pressedTrailingLogs = 1       // entries may be large
-)
-
-// Press tells the shards that the log is short of room, or no longer.
-func (h *Host) Press(short bool) { h.turns.pressed.Store(short) }
-
-// worthItsRoom reports whether a snapshot now would free enough of a log that is
-// short of room: of what lies before the durable index, however old the latest
-// snapshot is. One that was taken while the store was away freed nothing.
-func (s *Shard) worthItsRoom() bool {
-	if !s.flush.turns.pressed.Load() {
-		return false
-	}
-	first, err := s.log.FirstIndex()
-	if err != nil || first == 0 {
-		return false
-	}
-	m := s.fsm.machine
-	m.mu.Lock()
-	durable := m.pending.durable
-	m.mu.Unlock()
-	freed := s.log.BytesSince(first-1) - s.log.BytesSince(durable)
-	return freed >= max(min(pressedLogBytes, s.limits.SnapshotLogBytes), s.snapshotCost()/snapshotRatio)
-}
-
-// trail sets how many entries raft leaves behind a snapshot.
-func (s *Shard) trail() {
-	want := s.limits.TrailingLogs
-	if s.flush.turns.pressed.Load() {
-		want = min(want, pressedTrailingLogs)
-	}
-	if rc := s.raft.ReloadableConfig(); rc.TrailingLogs != want {
-		rc.TrailingLogs = want
-		if err := s.raft.ReloadConfig(rc); err != nil {
-			s.logger.Warn("set how many entries stay behind a snapshot", "err", err)
-		}
-	}
-}
-
 type floorSample struct {
 	at      time.Time
 	durable uint64
@@ -79,7 +36,7 @@ func (f *flusher) moveFloor(now time.Time) {
 		return
 	}
 	floor := f.sample(now, durable, crowd)
-	if f.turns.pressed.Load() {
+	if f.turns.room().short {
 		floor = durable
 	}
 	if floor == 0 {
@@ -97,10 +54,10 @@ func (f *flusher) sample(now time.Time, durable, crowd uint64) (floor uint64) {
 		f.floors = append(f.floors, floorSample{now, durable})
 	}
 	latest := f.floors[len(f.floors)-1].at
-	waiting := f.shard.log.BytesSince(durable)
+	waiting, most := f.shard.log.BytesSince(durable), f.turns.room().bound(f.cfg.RetainBytes, retainShare)
 	for len(f.floors) > 1 {
 		s := f.floors[0]
-		if latest.Sub(s.at) < f.cfg.Retain && f.shard.log.BytesSince(s.durable)-waiting <= f.cfg.RetainBytes && s.durable > crowd {
+		if latest.Sub(s.at) < f.cfg.Retain && f.shard.log.BytesSince(s.durable)-waiting <= most && s.durable > crowd {
 			break
 		}
 		floor = s.durable

@@ -100,10 +100,10 @@ type flusher struct {
 
 // turns are a node's flushes at once.
 type turns struct {
-	any     chan struct{}             // gathering and writing; of a shared database the live lanes
-	late    chan struct{}             // the late lanes: one at a time
-	pressed atomic.Bool               // the disk is short of room, see Press
-	liveAt  atomic.Pointer[time.Time] // when a live lane was last written; nil: never
+	any      chan struct{}             // gathering and writing; of a shared database the live lanes
+	late     chan struct{}             // the late lanes: one at a time
+	pressure atomic.Pointer[room]      // see Press
+	liveAt   atomic.Pointer[time.Time] // when a live lane was last written; nil: never
 }
 
 func newTurns(n int) *turns {

@@ -129,7 +129,8 @@ type replicaConfig struct {
 // Limits are bounds that tests make small; zero fields take their defaults.
 type Limits struct {
 	// SnapshotLogBytes is how much log makes a snapshot worth taking (default
-	// 64 MiB): a restart replays at most about this much per shard.
+	// 64 MiB, less of a small log): a restart replays at most about this much per
+	// shard.
 	SnapshotLogBytes int64
 	// TrailingLogs is how many entries before a snapshot stay for followers that
 	// are a little behind (default 8192); the log keeps what is not stored anyway.
@@ -346,7 +347,8 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 // Host calls it for one shard after the other.
 func (s *Shard) maybeSnapshot() {
 	since := s.log.BytesSince(s.snapIndex.Load())
-	if since < max(s.limits.SnapshotLogBytes, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom() {
+	least := s.flush.turns.room().bound(s.limits.SnapshotLogBytes, snapshotShare)
+	if since < max(least, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom() {
 		return
 	}
 	s.trail()

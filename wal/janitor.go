@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -28,9 +29,10 @@ const (
 // janitor frees segments: it stores floors, recycles segments without live
 // entries, and rewrites the few live entries of others to the head.
 type janitor struct {
-	l    *Log
-	wake chan struct{}
-	mu   sync.Mutex // one maintenance at a time
+	l       *Log
+	wake    chan struct{}
+	pressed atomic.Bool // disk is short, see Log.Press
+	mu      sync.Mutex  // one maintenance at a time
 }
 
 func newJanitor(l *Log) *janitor { return &janitor{l: l, wake: make(chan struct{}, 1)} }
@@ -158,7 +160,7 @@ func (j *janitor) victim(candidates []*segment) *segment {
 		dead += s.dead()
 	}
 	limit := max(deadSegmentsMax*j.l.cfg.SegmentBytes, live/2)
-	if j.l.Full() {
+	if j.l.Full() || j.pressed.Load() {
 		limit = 0 // then every segment counts
 	}
 	if dead <= limit {

@@ -151,6 +151,7 @@ func (l *Log) Full() bool { return l.prep.isFull() }
 // Usage is what the log takes on disk.
 type Usage struct {
 	Bytes     int64 // all files
+	InUse     int64 // files with records: the others are empty, and used before a new one is made
 	LiveBytes int64 // entries that cannot be removed yet
 	Segments  int   // files with records
 	Prepared  int   // empty files, the reserve included
@@ -166,10 +167,21 @@ func (l *Log) Usage() Usage {
 		u.LiveBytes += s.live.Load()
 	}
 	l.smu.RUnlock()
+	u.InUse = u.Bytes
 	n, bytes := l.prep.stock()
 	u.Prepared = n
 	u.Bytes += bytes
 	return u
+}
+
+// Press says that disk is short, or no longer: while it is, segments that are at
+// least half dead are rewritten, however few they are. It does not block and is
+// meant to be repeated while it lasts, so that what has died meanwhile is seen.
+func (l *Log) Press(short bool) {
+	l.janitor.pressed.Store(short)
+	if short {
+		l.janitor.kick()
+	}
 }
 
 // Close writes out what is waiting, ends the goroutines and releases the

@@ -407,6 +407,42 @@ func TestIdleGroupsDoNotPinTheLog(t *testing.T) {
 	}
 }
 
+// TestPressedLogFreesWhatLittleIsDead: few entries that are needed lie scattered
+// over a small log, whose other segments are empty; nothing is written meanwhile.
+func TestPressedLogFreesWhatLittleIsDead(t *testing.T) {
+	l := mustOpen(t, memConfig(vfs.NewMem()))
+	busy := l.Group(1000)
+	busy.SetFloor(math.MaxUint64)
+	for i := uint64(1); i < 80; i += 20 { // a few segments, each with an entry of another group
+		mustStore(t, busy, entries(1000, i, i+19, 1, 400))
+		mustStore(t, l.Group(uint32(i)), entries(uint32(i), 1, 1, 1, 100))
+	}
+	if err := busy.DeleteRange(1, 79); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.janitor.maintain(); err != nil {
+		t.Fatal(err)
+	}
+	before := l.Usage()
+	if before.Segments < 4 {
+		t.Fatalf("the log is too small to show anything: %+v", before)
+	}
+	end := time.Now().Add(20 * time.Second)
+	for u := before; u.Segments > 2; u = l.Usage() {
+		l.Press(true)
+		if time.Now().After(end) {
+			t.Fatalf("%d segments hold %d bytes that are needed: %+v", u.Segments, u.LiveBytes, u)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if u := l.Usage(); u.InUse != int64(u.Segments)*l.cfg.SegmentBytes || u.InUse >= u.Bytes {
+		t.Errorf("empty files count as used: %+v", u)
+	}
+	for i := uint64(1); i < 80; i += 20 {
+		wantEntries(t, l.Group(uint32(i)), 1, 1, 1, 100)
+	}
+}
+
 func TestManyGroupsShareCommits(t *testing.T) {
 	fs := vfs.NewMem()
 	l := mustOpen(t, memConfig(fs))

@@ -21,6 +21,7 @@ import (
 	"github.com/sluice-iot/sluice/broker"
 	"github.com/sluice-iot/sluice/cluster"
 	"github.com/sluice-iot/sluice/telemetry"
+	"github.com/sluice-iot/sluice/wal"
 )
 
 // Config is a node's configuration file. Values come from the file, then from
@@ -114,6 +115,18 @@ type WALConfig struct {
 	// replicas that are a little behind: without them they get the snapshot.
 	TrailingEntries uint64           `yaml:"trailing_entries"`
 	Encryption      EncryptionConfig `yaml:"encryption"`
+}
+
+// spareShare is the part of the log's budget that empty segment files may take
+// beside those that are prepared.
+const spareShare = 32
+
+// spares is how many empty segments are kept; 0 is the log's default.
+func (c *WALConfig) spares() int {
+	if c.MaxMiB == 0 {
+		return 0
+	}
+	return min(wal.DefaultSpareSegments, max(1, c.MaxMiB/c.SegmentMiB/spareShare))
 }
 
 // LogConfig is what the node says on stderr.

@@ -67,7 +67,7 @@ func (n *node) tryLog() error {
 	}
 	log, err := wal.Open(n.logger, n.registry, wal.Config{
 		Dir: n.sys.logDir(n.cfg.Node.Data), FS: n.sys.log, Linger: n.sys.logLinger, Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
-		Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys, OnDamage: n.onLogDamage,
+		SpareSegments: n.cfg.WAL.spares(), Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys, OnDamage: n.onLogDamage,
 	})
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)

@@ -12,6 +12,7 @@ import (
 	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/cluster"
 	"github.com/sluice-iot/sluice/cluster/meta"
+	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -37,12 +38,16 @@ func (n *node) watchBacklog(ctx context.Context) {
 	defer tick.Stop()
 	before := n.meter.State().Level
 	for {
-		waiting := n.host.Backlog()
+		waiting, u := n.host.Backlog(), n.log.Usage()
+		free := backlog.Free(filepath.Join(n.cfg.Node.Data, "wal"))
+		if free >= 0 {
+			free += u.Bytes - u.InUse // empty files are used first
+		}
 		s := n.meter.Step(time.Now(), backlog.Sample{
-			Log: n.logBytes() + waiting.Spilled, Free: backlog.Free(filepath.Join(n.cfg.Node.Data, "wal")),
-			Waiting: waiting.Bytes, Messages: waiting.Messages,
+			Log: u.InUse + waiting.Spilled, Free: free, Waiting: waiting.Bytes, Messages: waiting.Messages,
 		})
-		n.host.Press(s.Level != backlog.OK)
+		n.host.Press(shard.Pressure{Short: s.Level != backlog.OK, Refusing: s.Level == backlog.Refuse, Budget: s.Budget})
+		n.log.Press(s.Level != backlog.OK)
 		if s.Level != before {
 			text := map[backlog.Level]string{
 				backlog.OK: "the log has room again", backlog.Alarm: "the log takes 80 % of its disk budget or more",
@@ -57,12 +62,6 @@ func (n *node) watchBacklog(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-// logBytes is what the log takes without the files that are prepared for it.
-func (n *node) logBytes() int64 {
-	u := n.log.Usage()
-	return u.Bytes - int64(u.Prepared)*int64(n.cfg.WAL.SegmentMiB)<<20
 }
 
 // noRoom says why nothing new is taken, "" when it is.
