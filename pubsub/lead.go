@@ -199,9 +199,9 @@ func (p *peer) push(ref session.Ref, it *session.Item, last uint64) {
 	p.post(b)
 }
 
-// Wills implements shard.Sessions: each is sent once at a time.
+// Wills implements shard.Sessions: each is sent once at a time, the oldest first.
 func (h *Hub) Wills(id telemetry.ShardID, wills []session.Will) {
-	for _, w := range wills {
+	for _, w := range wills[:min(len(wills), willsMax)] {
 		h.leadMu.Lock()
 		key := willKey{id, w.ID}
 		started := !h.wills[key]
@@ -216,6 +216,10 @@ func (h *Hub) Wills(id telemetry.ShardID, wills []session.Will) {
 		}
 	}
 }
+
+// willsMax is how many wills of a shard, the oldest that are due, are on their way at the
+// same time: when a node full of clients is lost there are thousands.
+const willsMax = 256
 
 type willKey struct {
 	shard telemetry.ShardID

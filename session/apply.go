@@ -1,6 +1,7 @@
 package session
 
 import (
+	"cmp"
 	"container/heap"
 	"slices"
 
@@ -53,8 +54,7 @@ func (st *State) op(b []byte) (Status, []byte) {
 		return st.whole(r, func() (Status, []byte) { st.gone(node, epoch); return StatusOK, nil })
 	case opWillSent:
 		for range r.Count(1) {
-			id := r.Uint()
-			st.wills = slices.DeleteFunc(st.wills, func(w Will) bool { return w.ID == id })
+			st.sent(r.Uint())
 		}
 		return StatusOK, nil
 	case opTick:
@@ -276,6 +276,21 @@ func (st *State) due(s *state) {
 	st.nextWill++
 	st.effects.Wills = true
 	s.will = ""
+}
+
+// sent takes away a will that reached its subscribers. They are in the order of their
+// numbers and sent in about that order: what is in front moves, when a whole fleet is
+// lost that is little.
+func (st *State) sent(id uint64) {
+	at, ok := slices.BinarySearchFunc(st.wills, id, func(w Will, id uint64) int { return cmp.Compare(w.ID, id) })
+	if !ok {
+		return
+	}
+	copy(st.wills[1:], st.wills[:at])
+	st.wills[0] = Will{}
+	if st.wills = st.wills[1:]; len(st.wills) == 0 {
+		st.wills = nil
+	}
 }
 
 // end removes a session; its will is due at the latest now.

@@ -144,6 +144,30 @@ func without[V comparable](list []V, v V) ([]V, bool) {
 	return list, false
 }
 
+// Filters calls fn for every filter that something stands under, in no order.
+func (x *Index[V]) Filters(fn func(filter string)) {
+	for f := range x.single {
+		fn(f)
+	}
+	for f := range x.exact {
+		fn(f)
+	}
+	x.tree.filters("", fn)
+}
+
+// filters does so below a node; prefix is its filter and a slash, nothing for the root.
+func (at *node[V]) filters(prefix string, fn func(string)) {
+	if len(at.rest) > 0 {
+		fn(prefix + "#")
+	}
+	for level, next := range at.children {
+		if len(next.here) > 0 {
+			fn(prefix + level)
+		}
+		next.filters(prefix+level+"/", fn)
+	}
+}
+
 // Match calls fn for every value under a filter that matches topic, once per
 // filter. Wildcards do not match a first level that begins with $.
 func (x *Index[V]) Match(topic string, fn func(V)) {

@@ -44,6 +44,14 @@ func TestFiltersMatchAsTheStandardSays(t *testing.T) {
 		if got := Matches(c.filter, c.topic); got != c.want {
 			t.Errorf("Matches(%q, %q) = %v", c.filter, c.topic, got)
 		}
+		x.Filters(func(f string) {
+			if f != c.filter {
+				t.Errorf("%q is listed as %q", c.filter, f)
+			}
+		})
+		if !x.Has(c.filter) {
+			t.Errorf("%q is not there", c.filter)
+		}
 		x.Remove(c.filter, 2)
 		x.Remove(c.filter, 1)
 		if x.Len() != 0 || len(x.exact)+len(x.single) != 0 || len(x.tree.children) != 0 {
@@ -75,6 +83,21 @@ func TestIndexAgreesWithMatchingOneByOne(t *testing.T) {
 	for i := 0; i < 300; i += 3 {
 		x.Remove(filters[i], i)
 		filters[i] = ""
+	}
+	left := map[string]bool{}
+	for i, f := range filters {
+		if i%3 != 0 {
+			left[f] = true
+		}
+	}
+	x.Filters(func(f string) {
+		if !left[f] {
+			t.Errorf("filter %q is listed twice, or nothing stands under it", f)
+		}
+		delete(left, f)
+	})
+	if len(left) > 0 {
+		t.Errorf("filters that are not listed: %v", left)
 	}
 	for range 500 {
 		topic := random(3)

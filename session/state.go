@@ -263,15 +263,10 @@ func (st *State) Retained(filter string, now int64) (out []*Message) {
 
 // Filters lists all filters of durable sessions with their weights.
 func (st *State) Filters() []FilterChange {
-	seen := map[string]bool{}
-	var out []FilterChange
-	for _, s := range st.sessions {
-		for _, v := range s.subs {
-			if !seen[v.Filter] {
-				seen[v.Filter] = true
-				out = append(out, st.weigh(v.Filter))
-			}
-		}
+	out := make([]FilterChange, 0, st.index.Len()+len(st.groups))
+	st.index.Filters(func(f string) { out = append(out, FilterChange{Filter: f, Here: 1}) })
+	for f := range st.groups {
+		out = append(out, st.weigh(f))
 	}
 	return out
 }

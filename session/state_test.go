@@ -533,3 +533,38 @@ func FuzzApplyAndDecodeSurviveAnything(f *testing.F) {
 		DecodeItems(wire.NewReader(b))
 	})
 }
+
+func TestWillsAreTakenAwayInAnyOrder(t *testing.T) {
+	st := New()
+	var ops [][]byte
+	for i := range 100 {
+		id := fmt.Sprint("c", i)
+		c := Connect{Client: id, Node: "n1", NodeEpoch: 1, Will: &Message{Topic: "gone/" + id, QoS: 1}}
+		ops = append(ops, c.Append(nil))
+	}
+	ops = append(ops, AppendGone(nil, "n1", 1))
+	st.Apply(1, AppendBatch(nil, "", 0, 0, ops))
+	due := st.Wills()
+	if len(due) != 100 {
+		t.Fatalf("%d wills are due, want 100", len(due))
+	}
+	left := map[uint64]string{}
+	for _, w := range due {
+		left[w.ID] = w.Message.Topic
+	}
+	draw := rand.New(rand.NewPCG(7, 7))
+	for len(due) > 0 {
+		i := draw.IntN(min(10, len(due)))
+		delete(left, due[i].ID)
+		st.Apply(2, AppendBatch(nil, "", 0, 0, [][]byte{AppendWillSent(nil, due[i].ID), AppendWillSent(nil, 1<<40)}))
+		due = st.Wills()
+		if len(due) != len(left) {
+			t.Fatalf("%d wills are due, want %d", len(due), len(left))
+		}
+		for k, w := range due {
+			if left[w.ID] != w.Message.Topic || k > 0 && due[k-1].ID >= w.ID {
+				t.Fatalf("will %d is %s, want %s, after %v", w.ID, w.Message.Topic, left[w.ID], due)
+			}
+		}
+	}
+}
