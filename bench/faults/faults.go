@@ -16,18 +16,18 @@ func All() []*Fault {
 	return []*Fault{
 		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Metric: notAlive, Strike: killLeast},
 		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Metric: notAlive, Strike: killMost},
-		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Metric: unanswered, Strike: killAll},
-		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Metric: notAlive, Strike: powerLossBesidePause},
-		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Metric: unanswered, Strike: powerLossOfAll},
+		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Metric: restarted, Strike: killAll},
+		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Metric: restarted, Strike: powerLossBesidePause},
+		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Metric: restarted, Strike: powerLossOfAll},
 		{ID: "F5", Title: "a zone cut off and killed, then back", Bound: 2 * time.Second, Zones: true, Metric: notAlive, Strike: loseZone},
 		{ID: "F6a", Title: "partition: one node alone", Bound: 2 * time.Second, Zones: true, Metric: notAlive, Strike: isolate},
-		{ID: "F6b", Title: "partition: two nodes do not reach each other, the third reaches both", Zones: true, Metric: "sluice_gossip_pings_total", Strike: breakRing},
-		{ID: "F6c", Title: "partition in one direction", Zones: true, Metric: "sluice_gossip_pings_total", Strike: oneWay},
+		{ID: "F6b", Title: "partition: two nodes do not reach each other, the third reaches both", Zones: true, Metric: lostPings, Strike: breakRing},
+		{ID: "F6c", Title: "partition in one direction", Zones: true, Metric: lostPings, Strike: oneWay},
 		{ID: "F7", Title: "links clogged at random, 20 % loss, 25 to 125 ms", Zones: true, Metric: "sluice_mux_round_trip_seconds", Above: 0.02, Strike: roughLinks},
 		{ID: "F8", Title: "leader paused for 10 s", Metric: notAlive, Strike: pauseLeader},
 		{ID: "F9", Title: "clocks 10 min ahead and behind, and jumping", Clocks: true, Strike: wrongClocks},
 		{ID: "F10", Title: "disk full on one node, then freed", Disks: true, Environ: smallSegments, Metric: "sluice_wal_full", Strike: fullDisk},
-		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Metric: unanswered, Strike: failedSync},
+		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Metric: restarted, Strike: failedSync},
 		{ID: "F12", Title: "syncs of the leader's node 200 ms slower", Disks: true, Metric: "sluice_wal_fsync_duration_seconds", Above: 0.05, Strike: slowSync},
 		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Metric: building, Strike: damage(flipBit)},
 		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Metric: building, Strike: damage(truncateFile)},
@@ -39,18 +39,21 @@ func All() []*Fault {
 		{ID: "F15a", Title: "a fourth node is added", Metric: memberChanges, Strike: addNode},
 		{ID: "F15b", Title: "one node of four is drained, stopped and evicted", Metric: memberChanges, Strike: removeNode},
 		{ID: "F15c", Title: "a node is lost for good and replaced by a new one", Metric: memberChanges, Strike: replaceNode},
-		{ID: "F16", Title: "every node stopped in order and started again, in turn", Metric: unanswered, Strike: rollingRestart},
+		{ID: "F16", Title: "every node stopped in order and started again, in turn", Metric: restarted, Strike: rollingRestart},
 		{ID: "F17a", Title: "database killed and restarted", Database: true, Metric: "sluice_postgres_up", Strike: killDatabase},
 		{ID: "F17b", Title: "database paused for 20 s", Database: true, Metric: "sluice_postgres_up", Strike: pauseDatabase},
 		{ID: "F17c", Title: "connections to the database cut within COPY and commit", Database: true, Metric: "sluice_shard_flush_errors_total", Strike: cutDatabase},
 		{ID: "F18", Title: "hostile clients beside honest ones", Metric: "sluice_broker_refused_total", Strike: abuse},
-		{ID: "F19", Title: "every client reconnects to another node at once, three times", Metric: "sluice_broker_connect_wait_seconds", Strike: scatterAll},
+		{ID: "F19", Title: "every client reconnects to another node at once, three times", Metric: redelivered, Strike: scatterAll},
 	}
 }
 
 // The metrics that more than one fault moves.
 const (
 	notAlive        = `sluice_gossip_members_count{state="`
+	restarted       = "process_start_time_seconds"
+	lostPings       = `sluice_gossip_pings_total{result="lost"`
+	redelivered     = `sluice_broker_publishes_total{outcome="duplicate"`
 	building        = "sluice_shard_replicas_building_count"
 	damagedReplicas = "sluice_shard_damaged_total"
 	memberChanges   = "sluice_shard_member_changes_total"

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-iot/sluice/api/client"
 	"github.com/sluice-iot/sluice/devcluster"
 )
 
@@ -18,10 +19,6 @@ import (
 // watch reads those of every node all the time, as a monitoring system would,
 // and says whether the one that docs/operations.md names for a fault has moved
 // (C10).
-
-// unanswered stands for the metric that no process can export: a node that does
-// not answer, which monitoring systems know as up being 0.
-const unanswered = "up"
 
 const (
 	scrapeEvery = 300 * time.Millisecond
@@ -40,8 +37,7 @@ type watch struct {
 type series struct {
 	first, last map[string]float64 // by name and labels
 	moved       map[string]bool    // was another one than first
-	peak        map[string]float64 // highest mean of a histogram between two scrapes
-	silent      bool               // has not answered since it first did
+	peak        map[string]float64 // highest value of a gauge, or mean of a histogram between two scrapes
 }
 
 func startWatch(ctx context.Context, nodes func() []*devcluster.Node) *watch {
@@ -67,9 +63,7 @@ func (w *watch) scrape(ctx context.Context, n *devcluster.Node) {
 	defer w.mu.Unlock()
 	s := w.nodes[n.ID]
 	switch {
-	case err != nil && s != nil:
-		s.silent = true
-	case err != nil:
+	case err != nil: // it is away, which its next answer tells
 	case s == nil:
 		w.nodes[n.ID] = &series{first: now, last: now, moved: map[string]bool{}, peak: map[string]float64{}}
 	default:
@@ -82,6 +76,8 @@ func (s *series) add(now map[string]float64) {
 		if v != s.first[name] {
 			s.moved[name] = true
 		}
+		base, _, _ := strings.Cut(name, "{")
+		s.peak[base] = max(s.peak[base], v)
 		sum, ok := strings.CutSuffix(name, "_sum")
 		if !ok {
 			continue
@@ -98,20 +94,20 @@ func (w *watch) begin() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.nodes {
-		s.first, s.silent = s.last, false
+		s.first = s.last
 		clear(s.moved)
 		clear(s.peak)
 	}
 }
 
 // saw reports whether a metric has moved on any node since begin: a series whose
-// name and labels begin so was another than before, or, with a bound, the mean of
-// a histogram between two scrapes was above it.
+// name and labels begin so was another than before, or, with a bound, a gauge or
+// the mean of a histogram between two scrapes was above it.
 func (w *watch) saw(metric string, above float64) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, s := range w.nodes {
-		if metric == unanswered && s.silent || above > 0 && s.peak[metric] > above {
+		if above > 0 && s.peak[metric] > above {
 			return true
 		}
 		for name := range s.moved {
@@ -144,7 +140,7 @@ func (w *watch) tell(prefix string) []string {
 func seriesOf(ctx context.Context, n *devcluster.Node) (map[string]float64, error) {
 	ctx, cancel := context.WithTimeout(ctx, scrapeMax)
 	defer cancel()
-	cl, err := n.Client()
+	cl, err := client.New(client.Config{URL: "http://" + n.HTTP, Retries: -1})
 	if err != nil {
 		return nil, err
 	}

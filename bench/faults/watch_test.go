@@ -16,16 +16,15 @@ import (
 func TestWatchSeesWhatHasMovedSinceTheFault(t *testing.T) {
 	s := &series{first: map[string]float64{}, last: map[string]float64{}, moved: map[string]bool{}, peak: map[string]float64{}}
 	w := &watch{nodes: map[string]*series{"n0": s}}
-	s.add(map[string]float64{`a{state="dead"}`: 1, "h_sum": 1, "h_count": 10})
+	s.add(map[string]float64{`a{state="dead"}`: 1, "h_sum": 1, "h_count": 10, `g{peer="x"}`: 3})
 	w.begin()
-	for metric, above := range map[string]float64{`a{state="`: 0, "up": 0, "h": 0.01} {
+	for metric, above := range map[string]float64{`a{state="`: 0, "h": 0.01, "g": 4} {
 		if w.saw(metric, above) {
 			t.Errorf("%s has moved before the fault", metric)
 		}
 	}
-	s.add(map[string]float64{`a{state="dead"}`: 2, "h_sum": 1.4, "h_count": 12})
-	s.silent = true
-	for metric, above := range map[string]float64{`a{state="`: 0, "up": 0, "h": 0.19} {
+	s.add(map[string]float64{`a{state="dead"}`: 2, "h_sum": 1.4, "h_count": 12, `g{peer="x"}`: 5})
+	for metric, above := range map[string]float64{`a{state="`: 0, "h": 0.19, "g": 4} {
 		if !w.saw(metric, above) {
 			t.Errorf("%s has not moved", metric)
 		}
