@@ -35,6 +35,17 @@ func (m *Mux) pulse() {
 	}
 }
 
+// GiveUp ends the connection to a peer that is silent, before DeadAfter does:
+// somebody else holds the peer for gone, too. What waits for its answers fails
+// now, and can be sent to its successor. A connection that is heard of is kept.
+func (m *Mux) GiveUp(peer string) {
+	for _, c := range m.connections() {
+		if c.dialed && c.peer == peer && c.silent.Load() {
+			c.fail(errSilent)
+		}
+	}
+}
+
 // judge announces silence and its end, and closes what was silent for too long.
 // The acceptor only closes: it does not ping.
 func (m *Mux) judge(c *conn, now int64) {

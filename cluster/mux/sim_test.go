@@ -438,3 +438,34 @@ func TestVoterThatALaggardDoesNotKnowAsOneIsElected(t *testing.T) {
 		done(s.replicas[anew].Apply([]byte("z"), 0))
 	})
 }
+
+func TestCallsToASilentPeerThatIsGivenUpFailAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		n := newSimNet()
+		a, b := newSimMux(t, n, peerID(0)), newSimMux(t, n, peerID(1))
+		defer func() { _, _ = a.Close(), b.Close() }()
+		b.Handle(64, echo)
+		silent := make(chan struct{})
+		a.Subscribe(func(e Event) {
+			if e.Kind == Silent {
+				close(silent)
+			}
+		})
+		if _, err := a.Call(t.Context(), peerID(1), 64, 0, nil); err != nil {
+			t.Fatal(err)
+		}
+		a.GiveUp(peerID(1)) // it is heard of
+		if _, err := a.Call(t.Context(), peerID(1), 64, 0, nil); err != nil {
+			t.Fatalf("a peer that speaks was given up: %v", err)
+		}
+		n.setCut(peerID(1), true)
+		pending := make(chan error, 1)
+		a.Go(peerID(1), 64, 0, nil, func(_ []byte, err error) { pending <- err })
+		<-silent
+		began := time.Now()
+		a.GiveUp(peerID(1))
+		if err := <-pending; !errors.Is(err, ErrConnectionLost) || time.Since(began) > 100*time.Millisecond {
+			t.Errorf("the pending call ends with %v after %v", err, time.Since(began))
+		}
+	})
+}

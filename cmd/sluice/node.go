@@ -231,6 +231,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	n.detector.Subscribe(func(e detector.Event) {
 		if e.Down {
+			n.mux.GiveUp(e.Peer) // blocks on their way to it go to its successors
 			n.host.PeerDown(ctx, e.Peer)
 			n.meta.LeaderDown(e.Peer)
 		}
