@@ -188,7 +188,7 @@ func reasonLabel(code packets.Code) string {
 		return "not_authorized"
 	case packets.ErrPayloadFormatInvalid.Code:
 		return "payload"
-	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code:
+	case packets.ErrServerBusy.Code, packets.ErrServerUnavailable.Code, packets.ErrUseAnotherServer.Code:
 		return "busy"
 	case packets.ErrClientIdentifierNotValid.Code:
 		return "client_id"

@@ -58,9 +58,13 @@ type Config struct {
 	// waits up to a second, then pushes the oldest of them out. Default 4096.
 	HalfOpenMax int
 
-	// ConnectionsMax bounds all connections of the node; more are answered 0x89
-	// (3.1.1: 3). Default 50,000.
+	// ConnectionsMax bounds all connections of the node; more are answered 0x9C where
+	// other nodes serve, else 0x89 (3.1.1: 3). Default 50,000.
 	ConnectionsMax int
+
+	// OthersServe reports whether another node takes clients; nil: there is none. It
+	// does not block.
+	OthersServe func() bool
 
 	// SessionExpiryMax bounds how long a session outlives its connection; a 3.1.1
 	// client without clean session gets exactly this. Default 24 h.

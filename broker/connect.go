@@ -74,9 +74,18 @@ func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets
 	}
 	replaces := b.sessions.get(c.client) != nil
 	if !replaces && b.connected.Load() >= int64(b.cfg.ConnectionsMax) || b.draining.Load() {
-		return packets.ErrServerBusy
+		return b.elsewhere()
 	}
 	return b.connectSession(ctx, c)
+}
+
+// elsewhere is the answer of a node that has no place: to use another server, where
+// there is one.
+func (b *Broker) elsewhere() packets.Code {
+	if b.cfg.OthersServe != nil && b.cfg.OthersServe() {
+		return packets.ErrUseAnotherServer
+	}
+	return packets.ErrServerBusy
 }
 
 func (b *Broker) willAndIdentity(ctx context.Context, c *conn, pk *packets.Packet) packets.Code {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/mochi-mqtt/server/v2/packets"
 )
 
 // quietTurns are turns on a machine with the pressure that the test says.
@@ -179,5 +181,22 @@ func TestAFullHouseWaitsForAPlaceAndNotForever(t *testing.T) {
 	h.add(second)
 	if _, err := first.Write([]byte{0}); err == nil || h.len() != 1 {
 		t.Errorf("%d half open; writing to the one that was pushed out: %v", h.len(), err)
+	}
+}
+
+func TestAFullNodeNamesTheOthersWhereThereAreAny(t *testing.T) {
+	for _, others := range []bool{true, false} {
+		b := start(t, Config{ConnectionsMax: 1, OthersServe: func() bool { return others }}, newMemory())
+		dial(t, b, 5, "c1", connectOptions{})
+		want := packets.ErrServerBusy.Code
+		if others {
+			want = packets.ErrUseAnotherServer.Code
+		}
+		if _, ack := dial(t, b, 5, "c2", connectOptions{wantRefuse: true}); ack.ReasonCode != want {
+			t.Errorf("others serve %v: got %#x, want %#x", others, ack.ReasonCode, want)
+		}
+		if _, ack := dial(t, b, 4, "c3", connectOptions{wantRefuse: true}); ack.ReasonCode != 3 {
+			t.Errorf("others serve %v: a 3.1.1 client got %#x, want 3", others, ack.ReasonCode)
+		}
 	}
 }

@@ -347,6 +347,7 @@ func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.OthersServe = n.othersServe
 	b, err := broker.New(n.logger, n.registry, cfg, n.intake, n.pubsub)
 	if err != nil {
 		return nil, err
