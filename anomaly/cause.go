@@ -17,14 +17,14 @@ const (
 	CauseDrift    Cause = 8 // the mean of a hundred readings left the usual level by little
 
 	CauseMissing   Cause = 9  // no readings where the reporting rate says there should be
-	CauseLimit     Cause = 10 // outside of the limits configured for the sensor
+	CauseLimit     Cause = 10 // outside of what the sensor can measure, see Row.Exceed
 	CauseJoint     Cause = 11 // several sensors of a device, none of them alone
 	CauseDecoupled Cause = 12 // a sensor no longer moves with the others of its device
 	causeLast            = CauseDecoupled
 )
 
 var causeNames = [...]string{"", "spike", "level shift", "variance", "season", "flat line", "out of range", "counter reset", "drift",
-	"missing data", "out of limits", "several sensors", "decoupled"}
+	"missing data", "out of physical range", "several sensors", "decoupled"}
 
 // String is the cause as users read it, "" for CauseNone.
 func (c Cause) String() string {

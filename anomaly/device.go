@@ -65,6 +65,7 @@ func (v *DeviceVerdict) Probability() float64 { return exp(-v.nats) }
 // message to message, for one goroutine at a time.
 type Row struct {
 	sensors []rowSensor
+	limit   int // of the first sensor out of its physical range, counted from 1; 0 for none
 }
 
 type rowSensor struct {
@@ -75,7 +76,7 @@ type rowSensor struct {
 }
 
 // Reset empties the row for the next message.
-func (r *Row) Reset() { r.sensors = r.sensors[:0] }
+func (r *Row) Reset() { r.sensors, r.limit = r.sensors[:0], 0 }
 
 // Add scores a reading as Step does and makes it part of the message.
 func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
@@ -85,6 +86,18 @@ func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
 		r.sensors = append(r.sensors, rowSensor{state: s, v: v})
 	}
 	return v
+}
+
+// Exceed says that the i-th sensor is outside of its physical range, low to high:
+// Finish then raises the device's alert, whatever the detectors know or think.
+func (r *Row) Exceed(i int, low, high float64) {
+	if i < 0 || i >= len(r.sensors) {
+		return
+	}
+	r.sensors[i].v.Low, r.sensors[i].v.High = low, high
+	if r.limit == 0 {
+		r.limit = i + 1
+	}
 }
 
 // Share is the part of the i-th sensor in the surprise of the message, 0 to 1;
@@ -128,8 +141,17 @@ func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
 		d.alone(r, &out)
 		tr = r.sensors[0].v.Alert
 	}
+	if r.limit > 0 {
+		r.exceeded(&out)
+	}
 	d.incident(s, r, &out, tr)
 	return out
+}
+
+// exceeded makes the message as severe as can be.
+func (r *Row) exceeded(out *DeviceVerdict) {
+	out.Cause, out.Top, out.Score, out.Severity = CauseLimit, r.limit-1, 1, 100
+	r.sensors[out.Top].part += jointCap
 }
 
 // tick learns the cadence of the messages.
@@ -353,13 +375,13 @@ func (d *Detector) incident(s *DeviceState, r *Row, out *DeviceVerdict, tr Trans
 	lone := len(r.sensors) < partnersMin && first.sensors > 1
 	switch {
 	case !s.any:
-		if tr == Opened {
+		if tr == Opened || r.limit > 0 {
 			s.any, s.calm, s.top = true, 0, out.Score
 			out.Alert = Opened
 		}
-	case s.open || lone && first.open:
+	case s.open || lone && first.open || r.limit > 0:
 		s.calm = 0
-		if (tr == Opened || tr == Updated) && out.Score > s.top {
+		if (tr == Opened || tr == Updated || r.limit > 0) && out.Score > s.top {
 			s.top = out.Score
 			out.Alert = Updated
 		}

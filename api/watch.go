@@ -25,6 +25,24 @@ type Watch interface {
 	// Target sets how many false alarms a device may raise in 30 days, cluster-wide.
 	// ErrInvalid for a number that is out of range.
 	Target(ctx context.Context, perMonth float64) error
+	// Range says what a sensor can measure, on every device; clear makes it
+	// unknown again. ErrInvalid for an empty range.
+	Range(ctx context.Context, r SensorRange, clear bool) error
+	// Settings are what Target and Range have set.
+	Settings(ctx context.Context) (WatchSettings, error)
+}
+
+// SensorRange is what a sensor can measure.
+type SensorRange struct {
+	Sensor string `json:"sensor"`
+	Min    Float  `json:"min"`
+	Max    Float  `json:"max"`
+}
+
+// WatchSettings are the settings of the detectors, cluster-wide.
+type WatchSettings struct {
+	AlarmsPerDeviceMonth Float         `json:"alarms_per_device_month"`
+	Ranges               []SensorRange `json:"ranges"` // by sensor
 }
 
 const (
@@ -62,6 +80,16 @@ func (s *Server) watchRoutes(mux *http.ServeMux) {
 		Responses:   done,
 		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: target}}},
 	}, s.setTarget)
+	register(s, huma.Operation{
+		OperationID: "settings", Method: http.MethodGet, Path: "/api/v1/anomalies/settings", Summary: "The target of false alarms and the physical ranges of sensors",
+		DefaultStatus: http.StatusOK,
+	}, func(ctx context.Context, p *params) (WatchSettings, error) {
+		if err := p.err(); err != nil {
+			return WatchSettings{}, err
+		}
+		return s.backend.Watch.Settings(ctx)
+	})
+	s.rangeRoutes(mux, done)
 	s.plain(mux, huma.Operation{
 		OperationID: "normal", Method: http.MethodPost, Path: "/api/v1/anomalies/{id}/normal", Summary: "This was normal: close an anomaly and lower its pattern for that device",
 		Parameters: []*huma.Param{pathParam("id", "of the anomaly")}, Responses: done,
@@ -72,6 +100,53 @@ func (s *Server) watchRoutes(mux *http.ServeMux) {
 		}
 		return s.watched(w, r, func(ctx context.Context) error { return s.backend.Watch.Normal(ctx, id) })
 	})
+}
+
+// rangeRoutes are those of physical ranges.
+func (s *Server) rangeRoutes(mux *http.ServeMux, done map[string]*huma.Response) {
+	number := &huma.Schema{Type: huma.TypeNumber}
+	schema := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{"min": number, "max": number}, Required: []string{"min", "max"}}
+	const path = "/api/v1/anomalies/ranges/{sensor}"
+	s.plain(mux, huma.Operation{
+		OperationID: "set-range", Method: http.MethodPut, Path: path, Summary: "Say what a sensor can measure, on every device",
+		Description: "A value outside is an anomaly with the cause \"out of physical range\", from the first reading on. Every shard takes it through its log; repeat the request after a 503.",
+		Parameters:  []*huma.Param{pathParam("sensor", "name")}, Responses: done,
+		RequestBody: &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/json": {Schema: schema}}},
+	}, s.setRange)
+	s.plain(mux, huma.Operation{
+		OperationID: "clear-range", Method: http.MethodDelete, Path: path, Summary: "Forget what a sensor can measure",
+		Parameters: []*huma.Param{pathParam("sensor", "name")}, Responses: done,
+	}, func(w http.ResponseWriter, r *http.Request, p *params) error {
+		name := p.path("sensor")
+		if err := p.err(); err != nil {
+			return err
+		}
+		return s.watched(w, r, func(ctx context.Context) error {
+			return s.backend.Watch.Range(ctx, SensorRange{Sensor: name}, true)
+		})
+	})
+}
+
+func (s *Server) setRange(w http.ResponseWriter, r *http.Request, p *params) error {
+	name := p.path("sensor")
+	if err := p.err(); err != nil {
+		return err
+	}
+	body, err := io.ReadAll(io.LimitReader(r.Body, watchBodyBytesMax))
+	if err != nil {
+		return s.bodyError(err, 0)
+	}
+	var want struct{ Min, Max *float64 }
+	if err := json.Unmarshal(body, &want); err != nil || want.Min == nil || want.Max == nil {
+		return newProblem(http.StatusBadRequest, `body: want {"min":-40,"max":125}`)
+	}
+	err = s.watched(w, r, func(ctx context.Context) error {
+		return s.backend.Watch.Range(ctx, SensorRange{Sensor: name, Min: Float(*want.Min), Max: Float(*want.Max)}, false)
+	})
+	if errors.Is(err, ErrInvalid) {
+		return newProblem(http.StatusUnprocessableEntity, "%v", err)
+	}
+	return err
 }
 
 func (s *Server) setTarget(w http.ResponseWriter, r *http.Request, p *params) error {

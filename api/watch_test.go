@@ -33,6 +33,12 @@ func TestOperatorsSayWhatIsNoAnomaly(t *testing.T) {
 		{"PUT", "/api/v1/anomalies/target", `{"alarms_per_device_month":2}`, 204, ""},
 		{"PUT", "/api/v1/anomalies/target", `{"alarms_per_device_month":-1}`, 422, "-1"},
 		{"PUT", "/api/v1/anomalies/target", `{}`, 400, "alarms_per_device_month"},
+		{"PUT", "/api/v1/anomalies/ranges/inner.temperature", `{"min":-40,"max":125}`, 204, ""},
+		{"PUT", "/api/v1/anomalies/ranges/battery", `{"min":0,"max":100}`, 204, ""},
+		{"PUT", "/api/v1/anomalies/ranges/battery", `{"min":5,"max":5}`, 422, "5"},
+		{"PUT", "/api/v1/anomalies/ranges/battery", `{"max":5}`, 400, "min"},
+		{"DELETE", "/api/v1/anomalies/ranges/battery", "", 204, ""},
+		{"GET", "/api/v1/anomalies/settings", "", 200, `{"alarms_per_device_month":2,"ranges":[{"sensor":"inner.temperature","min":-40,"max":125}]}`},
 	} {
 		r := n.do(c.method, c.path, strings.NewReader(c.body), "Content-Type", "application/json")
 		if r.status != c.status || !strings.Contains(r.body, c.want) {

@@ -271,6 +271,9 @@ func (m *machine) applyReadings(index uint64, pos int, dev uint32, e *block.Entr
 		v := m.detector.Add(row, m.registry.states.at(n), e.Time, x)
 		if row.Len() > len(m.scratch.members) {
 			m.scratch.members = append(m.scratch.members, n)
+			if b, out := m.ranges.outside(s.sensor, x); out {
+				row.Exceed(row.Len()-1, b.min, b.max)
+			}
 		}
 		k.score = v.Score
 		if v.Warmup {

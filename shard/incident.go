@@ -189,6 +189,7 @@ const (
 	watchMaintain = 1
 	watchNormal   = 2
 	watchTarget   = 3
+	watchRange    = 4
 )
 
 // maintenanceEntry says that nothing of a device is an anomaly until a time of
@@ -233,6 +234,9 @@ func (m *machine) applyWatch(index uint64, r *wire.Reader) any {
 			return err
 		}
 		return nil
+	}
+	if op == watchRange {
+		return m.applyRange(index, r)
 	}
 	name, until := r.String(), int64(0)
 	if op == watchMaintain {

@@ -255,3 +255,45 @@ func TestDevicesOfAModelThatJumpTogetherAreOneAnomaly(t *testing.T) {
 		t.Errorf("%d waves are remembered", len(r.waves))
 	}
 }
+
+// A value that a sensor cannot measure is an anomaly from its first reading on,
+// warm-up or not, is over when the values are possible again, and the range is
+// part of the state.
+func TestOutOfPhysicalRangeIsAnAnomalyAtOnce(t *testing.T) {
+	r := newRig(t)
+	for _, bad := range []Range{{Sensor: "s0", Min: 5, Max: 5}, {Sensor: "", Min: 1, Max: 2}} {
+		if err, ok := r.entry(rangeEntry(bad, true)).(error); !ok || !IsInvalid(err) {
+			t.Errorf("%+v: %v, want it refused", bad, err)
+		}
+	}
+	first := message("d1", epoch2026, 20, 20)
+	sensor := first.Readings[1].Sensor
+	if res := r.entry(rangeEntry(Range{Sensor: sensor, Min: -40, Max: 125}, true)); res != nil {
+		t.Fatal(res)
+	}
+	r.block(first)
+	r.block(message("d1", epoch2026+second, 20, 3276.7))
+	ev := r.takeEvents()
+	if len(ev) != 1 || ev[0].Transition != anomaly.Opened || ev[0].Anomaly.Cause != "out of physical range" {
+		t.Fatalf("events %+v", ev)
+	}
+	if a := ev[0].Anomaly; a.Sensor != sensor || a.Value != 3276.7 || a.Low != -40 || a.High != 125 || a.Severity != 100 {
+		t.Errorf("anomaly %+v", a)
+	}
+	if copied := restoreMachine(t, r.snapshotBytes()); copied.digest() != r.digest() || len(copied.ranges.named(copied.registry.names)) != 1 {
+		t.Error("the restored state differs")
+	}
+	for i := range 30 {
+		r.block(message("d1", epoch2026+int64(i+2)*second, 20, 21))
+	}
+	if ev := r.takeEvents(); len(ev) != 1 || ev[0].Transition != anomaly.Closed {
+		t.Errorf("events %+v, want one that closes", ev)
+	}
+	if res := r.entry(rangeEntry(Range{Sensor: sensor}, false)); res != nil {
+		t.Fatal(res)
+	}
+	r.block(message("d1", epoch2026+60*second, 20, 3276.7))
+	if ev := r.takeEvents(); len(ev) != 0 {
+		t.Errorf("without a range, in the warm-up: %+v", ev)
+	}
+}

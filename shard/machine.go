@@ -40,6 +40,7 @@ type machine struct {
 	detector *anomaly.Detector
 
 	target      float64 // of the detector, 0 the default
+	ranges      ranges
 	waves       []wave
 	index, term uint64 // last entry applied
 	now         int64  // latest EntryTime

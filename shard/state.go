@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion is the format version of a snapshot's state.
-const stateVersion = 6
+const stateVersion = 7
 
 // appendHead encodes what is small and bounded; appendState's other parts follow
 // in sections of their own.
@@ -24,6 +24,7 @@ func (m *machine) appendHead(b []byte) []byte {
 	b = wire.AppendUint(b, m.term)
 	b = wire.AppendInt(b, m.now)
 	b = wire.AppendFloat(b, m.target)
+	b = m.ranges.append(b)
 	for _, n := range [...]uint64{m.counts.Applied, m.counts.Duplicate, m.counts.Quarantined, m.counts.Flushed, m.counts.Nulls, m.counts.Repeats} {
 		b = wire.AppendUint(b, n)
 	}
@@ -49,6 +50,9 @@ func (m *machine) decodeHead(r *wire.Reader) error {
 		if err := m.setTarget(target); err != nil {
 			return fmt.Errorf("detector's target: %w", err)
 		}
+	}
+	if err := m.ranges.decode(r); err != nil {
+		return err
 	}
 	for _, n := range [...]*uint64{&m.counts.Applied, &m.counts.Duplicate, &m.counts.Quarantined, &m.counts.Flushed, &m.counts.Nulls, &m.counts.Repeats} {
 		*n = r.Uint()

@@ -52,8 +52,10 @@ type ReplicaStatus struct {
 	PendingRows     uint64
 	LateRows        uint64 // pending in the late lane of a database
 	PendingMessages uint64
-	Lost            string // what a database has lost for good, "" when nothing
-	Digest          uint64 // of the state at Applied; 0 unless asked for
+	Lost            string  // what a database has lost for good, "" when nothing
+	Digest          uint64  // of the state at Applied; 0 unless asked for
+	Target          float64 // false alarms that a device may raise in 30 days
+	Ranges          []Range `json:",omitempty"`
 }
 
 // Device describes one device with its latest readings and open anomalies.
@@ -188,6 +190,7 @@ func (s *Shard) Status(digest bool) ReplicaStatus {
 	m.mu.Lock()
 	st.Flushed, st.Durable, st.PendingRows = m.pending.watermarks[telemetry.LaneLive], m.pending.durable, m.pending.rows[telemetry.LaneLive]
 	st.LateRows, st.PendingMessages = m.pending.rows[telemetry.LaneLate], m.counts.Applied-m.counts.Flushed
+	st.Target, st.Ranges = m.detector.Params().AlarmsPerDeviceMonth, m.ranges.named(m.registry.names)
 	var v *stateView
 	if digest {
 		v = m.view()

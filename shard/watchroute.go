@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -42,11 +43,44 @@ func (r *Router) Target(ctx context.Context, perMonth float64) error {
 	if err := p.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", errInvalidPut, err)
 	}
+	return r.tellShards(ctx, targetEntry(perMonth))
+}
+
+// Range sets what a sensor can measure, in every shard; set false makes it
+// unknown again. It is safe to repeat.
+func (r *Router) Range(ctx context.Context, x Range, set bool) error {
+	if set {
+		if err := x.Validate(); err != nil {
+			return err
+		}
+	}
+	return r.tellShards(ctx, rangeEntry(x, set))
+}
+
+// Settings are the target and the ranges as a shard that leads here or elsewhere
+// has them.
+func (r *Router) Settings(ctx context.Context) (perMonth float64, ranges []Range, err error) {
+	views, err := r.Status(ctx, false)
+	if err != nil {
+		return 0, nil, err
+	}
+	for _, replicas := range views {
+		for i := range replicas {
+			if replicas[i].Role == "leader" {
+				return replicas[i].Target, replicas[i].Ranges, nil
+			}
+		}
+	}
+	return 0, nil, fmt.Errorf("no shard has a leader that answers: %w", store.ErrUnavailable)
+}
+
+// tellShards puts a watch entry into the log of every shard.
+func (r *Router) tellShards(ctx context.Context, entry []byte) error {
 	if _, err := r.shardOf(""); err != nil {
 		return err
 	}
 	for id := range r.dir.Shards() {
-		if _, err := r.leaderAnswer(ctx, telemetry.ShardID(id), append([]byte{askWatch}, targetEntry(perMonth)...)); err != nil {
+		if _, err := r.leaderAnswer(ctx, telemetry.ShardID(id), append([]byte{askWatch}, entry...)); err != nil {
 			return err
 		}
 	}

@@ -65,6 +65,25 @@ func (b *backend) Target(ctx context.Context, perMonth float64) error {
 	return unavailable(err)
 }
 
+// Range implements api.Watch.
+func (b *backend) Range(ctx context.Context, r api.SensorRange, clear bool) error {
+	err := b.node.router.Range(ctx, shard.Range{Sensor: r.Sensor, Min: float64(r.Min), Max: float64(r.Max)}, !clear)
+	if shard.IsInvalid(err) {
+		return fmt.Errorf("%w: %w", api.ErrInvalid, err)
+	}
+	return unavailable(err)
+}
+
+// Settings implements api.Watch.
+func (b *backend) Settings(ctx context.Context) (api.WatchSettings, error) {
+	target, ranges, err := b.node.router.Settings(ctx)
+	out := api.WatchSettings{AlarmsPerDeviceMonth: api.Float(target), Ranges: []api.SensorRange{}}
+	for _, r := range ranges {
+		out.Ranges = append(out.Ranges, api.SensorRange{Sensor: r.Sensor, Min: api.Float(r.Min), Max: api.Float(r.Max)})
+	}
+	return out, unavailable(err)
+}
+
 // publishEvents hands anomaly events to the streams of this node.
 func publishEvents(hub *api.Hub) func([]shard.Event) {
 	return func(events []shard.Event) {

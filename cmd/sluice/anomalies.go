@@ -14,6 +14,14 @@ import (
 )
 
 type anomaliesCmd struct {
+	List        anomaliesListCmd `cmd:"" default:"withargs" help:"List or follow anomalies."`
+	Maintenance maintenanceCmd   `cmd:"" help:"Raise no anomalies of a device for a while, or end that early."`
+	Normal      normalCmd        `cmd:"" help:"Say that an anomaly was normal: it closes, and its pattern counts less for that device."`
+	Target      targetCmd        `cmd:"" help:"Show or set how many false alarms a device may raise in 30 days."`
+	Range       rangeCmd         `cmd:"" help:"Show or set what sensors can measure: values outside are anomalies."`
+}
+
+type anomaliesListCmd struct {
 	apiFlag
 	Device string `help:"Only of this device."`
 	Open   bool   `help:"Only those that are open."`
@@ -25,7 +33,7 @@ type anomaliesCmd struct {
 }
 
 // Run implements kong.
-func (c *anomaliesCmd) Run(ctx context.Context) error {
+func (c *anomaliesListCmd) Run(ctx context.Context) error {
 	if c.Follow {
 		return c.with(func(cl *client.Client) error { return c.follow(ctx, cl) })
 	}
@@ -44,7 +52,7 @@ func (c *anomaliesCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error { return c.list(ctx, cl, q) })
 }
 
-func (c *anomaliesCmd) list(ctx context.Context, cl *client.Client, q client.ListQuery) error {
+func (c *anomaliesListCmd) list(ctx context.Context, cl *client.Client, q client.ListQuery) error {
 	t := anomalyTable(os.Stdout)
 	n := 0
 	for a, err := range cl.Anomalies(ctx, q) {
@@ -98,7 +106,7 @@ func printLine(w io.Writer, v any) error {
 }
 
 // follow prints events until ctx ends, which is its regular end.
-func (c *anomaliesCmd) follow(ctx context.Context, cl *client.Client) error {
+func (c *anomaliesListCmd) follow(ctx context.Context, cl *client.Client) error {
 	for e, err := range cl.Events(ctx, client.EventsQuery{Device: c.Device}) {
 		if err != nil {
 			if ctx.Err() != nil {
@@ -119,7 +127,7 @@ type eventLine struct {
 	Anomaly *api.Anomaly  `json:"anomaly,omitempty"`
 }
 
-func (c *anomaliesCmd) event(w io.Writer, e *client.Event) error {
+func (c *anomaliesListCmd) event(w io.Writer, e *client.Event) error {
 	gap := e.Kind == api.EventGap
 	if c.JSON {
 		line := eventLine{Event: e.Kind, Anomaly: &e.Anomaly}

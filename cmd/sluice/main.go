@@ -26,7 +26,7 @@ type cli struct {
 	Shards     shardsCmd     `cmd:"" help:"List the shards, or accept the loss of rows that a database has lost."`
 	Device     deviceCmd     `cmd:"" help:"List and show devices, read and set their attributes."`
 	Query      queryCmd      `cmd:"" help:"Print readings of a device, or figures over buckets of time."`
-	Anomalies  anomaliesCmd  `cmd:"" help:"List or follow anomalies."`
+	Anomalies  anomaliesCmd  `cmd:"" help:"List or follow anomalies; maintenance, feedback, target, physical ranges."`
 	Quarantine quarantineCmd `cmd:"" help:"List, replay or drop messages that are no telemetry."`
 
 	Deadletter deadletterCmd `cmd:"" help:"List, replay or drop rows that the database refused."`

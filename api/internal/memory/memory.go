@@ -41,6 +41,8 @@ type Cluster struct {
 	initiated   bool
 	attributes  map[string]api.DeviceAttributes
 	maintenance map[string]int64
+	target      float64
+	ranges      map[string]api.SensorRange
 	puts        map[[16]byte]putAnswer
 	next        int
 }
@@ -53,7 +55,7 @@ func New() (*Cluster, error) {
 	}
 	return &Cluster{
 		Hub: hub, points: map[string][]store.Point{}, quarantine: map[string]api.Quarantined{},
-		anomalies: map[string]telemetry.Anomaly{}, attributes: map[string]api.DeviceAttributes{}, puts: map[[16]byte]putAnswer{}, maintenance: map[string]int64{},
+		anomalies: map[string]telemetry.Anomaly{}, attributes: map[string]api.DeviceAttributes{}, puts: map[[16]byte]putAnswer{}, maintenance: map[string]int64{}, target: 1, ranges: map[string]api.SensorRange{},
 	}, nil
 }
 

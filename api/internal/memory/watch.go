@@ -3,6 +3,8 @@ package memory
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/sluice-iot/sluice/api"
@@ -47,5 +49,34 @@ func (c *Cluster) Target(_ context.Context, perMonth float64) error {
 	if !(perMonth > 0) {
 		return fmt.Errorf("%v alarms: %w", perMonth, api.ErrInvalid)
 	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.target = perMonth
 	return nil
+}
+
+// Range fulfils api.Watch.
+func (c *Cluster) Range(_ context.Context, r api.SensorRange, clear bool) error {
+	if !clear && !(r.Min < r.Max) {
+		return fmt.Errorf("range %v to %v: %w", r.Min, r.Max, api.ErrInvalid)
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if clear {
+		delete(c.ranges, r.Sensor)
+	} else {
+		c.ranges[r.Sensor] = r
+	}
+	return nil
+}
+
+// Settings fulfils api.Watch.
+func (c *Cluster) Settings(context.Context) (api.WatchSettings, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	out := api.WatchSettings{AlarmsPerDeviceMonth: api.Float(c.target), Ranges: []api.SensorRange{}}
+	for _, name := range slices.Sorted(maps.Keys(c.ranges)) {
+		out.Ranges = append(out.Ranges, c.ranges[name])
+	}
+	return out, nil
 }
