@@ -17,6 +17,9 @@ const alertsMax = 10_000
 // emitting it twice is harmless.
 type Event struct {
 	ID         string // "<shard>-<log index>-<message in the entry>", "...-s<device>" for missing data
+	Shard      telemetry.ShardID
+	Index      uint64 // of the entry that changed the anomaly: with ID it names the event
+	Repeat     bool   // told again by a new leader: an earlier one may have delivered it
 	Transition anomaly.Transition
 	Anomaly    telemetry.Anomaly
 }

@@ -110,6 +110,9 @@ type Deps struct {
 	Stores    Stores
 	Detector  *anomaly.Detector
 	Emit      func([]Event) // anomaly events of shards led here; must not block
+	// Confirms says that events given to Emit are confirmed by Host.Confirm; what is
+	// not is told again by the next leader of its shard.
+	Confirms bool
 	// Ask reaches the other replicas to prove leadership before a read. Without
 	// it raft's own proof is used, which a process that stood still can get wrong.
 	Ask Asker
@@ -271,7 +274,7 @@ func (h *Host) open(r Replica) error {
 	trans := h.deps.Transport.Group(group)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: log, trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
-		emit: h.deps.Emit, onLead: h.leads, onStuck: h.stuck, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
+		emit: h.deps.Emit, confirms: h.deps.Confirms, onLead: h.leads, onStuck: h.stuck, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
 	})
 	if err != nil {
 		if c, ok := trans.(raft.WithClose); ok {

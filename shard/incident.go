@@ -108,7 +108,9 @@ func (m *machine) silentDue(now, since int64) bool {
 // changedAnomaly notes that an anomaly changed.
 func (m *machine) changedAnomaly(index uint64, a *alert, t anomaly.Transition) {
 	a.changed = index
-	m.events = append(m.events, Event{ID: a.ID, Transition: t, Anomaly: a.Anomaly})
+	e := Event{ID: a.ID, Shard: m.shard, Index: index, Transition: t, Anomaly: a.Anomaly}
+	m.events = append(m.events, e)
+	m.outbox.add(e)
 }
 
 // applyVerdict moves the device's anomaly along: an incident of a device is one,
@@ -190,6 +192,7 @@ const (
 	watchNormal   = 2
 	watchTarget   = 3
 	watchRange    = 4
+	watchConfirm  = 5
 )
 
 // maintenanceEntry says that nothing of a device is an anomaly until a time of
@@ -235,8 +238,11 @@ func (m *machine) applyWatch(index uint64, r *wire.Reader) any {
 		}
 		return nil
 	}
-	if op == watchRange {
+	switch op {
+	case watchRange:
 		return m.applyRange(index, r)
+	case watchConfirm:
+		return m.applyConfirm(index, r)
 	}
 	name, until := r.String(), int64(0)
 	if op == watchMaintain {

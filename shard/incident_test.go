@@ -297,3 +297,36 @@ func TestOutOfPhysicalRangeIsAnAnomalyAtOnce(t *testing.T) {
 		t.Errorf("without a range, in the warm-up: %+v", ev)
 	}
 }
+
+// What nobody has confirmed stays for the next leader, as part of the state; what
+// is confirmed goes, and there is a bound.
+func TestUnconfirmedEventsAreKept(t *testing.T) {
+	r := newRig(t)
+	at := feedCalm(r, "d1", epoch2026, 2000, 1)
+	r.entry(confirmEntry(r.index))
+	if len(r.outbox) != 0 {
+		t.Fatalf("%d events are left behind their confirmation", len(r.outbox))
+	}
+	r.takeEvents()
+	r.block(message("d1", at+60*second, 95))
+	first := r.index
+	feedCalm(r, "d1", at+60*second, 60, 1)
+	events := r.takeEvents()
+	if len(events) < 2 || len(r.outbox) != len(events) || r.outbox[0].Index != first || r.outbox[0] != events[0] {
+		t.Fatalf("outbox %+v, events %+v", r.outbox, events)
+	}
+	copied := restoreMachine(t, r.snapshotBytes())
+	if copied.digest() != r.digest() || len(copied.outbox) != len(events) || copied.outbox[0] != events[0] {
+		t.Errorf("restored outbox %+v, want %+v", copied.outbox, events)
+	}
+	r.entry(confirmEntry(first))
+	if len(r.outbox) != len(events)-1 || r.outbox[0].Index <= first {
+		t.Errorf("outbox %+v behind a confirmation up to %d", r.outbox, first)
+	}
+	for i := range uint64(2 * outboxMax) {
+		r.outbox.add(Event{Index: 1 << 40, ID: fmt.Sprint(i)})
+	}
+	if n := len(r.outbox); n != outboxMax || r.outbox[n-1].ID != fmt.Sprint(2*outboxMax-1) {
+		t.Errorf("%d events are kept, the last is %s", n, r.outbox[n-1].ID)
+	}
+}

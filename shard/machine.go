@@ -50,6 +50,7 @@ type machine struct {
 	pending     pending
 	quarantine  quarantine
 	alerts      alerts
+	outbox      outbox
 	counts      Counts
 	puts        puts
 	parking     *parking // of the snapshot that was restored; nil: there is room for all

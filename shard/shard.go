@@ -89,6 +89,12 @@ type Shard struct {
 	silenceSeen time.Time
 	listenTerm  uint64
 
+	emit        func([]Event)
+	confirms    bool          // somebody calls Host.Confirm
+	confirmed   atomic.Uint64 // index up to which events were delivered
+	confirmSeen time.Time     // owned by lead, as retold
+	retold      uint64        // term in which the outbox was told again
+
 	sessions  Sessions  // and what the lead loop knows of them
 	announced uint64    // term for which Lead was called
 	ledSince  time.Time // when
@@ -149,15 +155,16 @@ func (l Limits) withDefaults() Limits {
 
 // replicaDeps is what a shard is given.
 type replicaDeps struct {
-	log     Log
-	trans   raft.Transport
-	stores  Stores
-	det     *anomaly.Detector
-	emit    func([]Event)
-	onLead  func(*Shard)
-	onStuck func(*Shard)
-	turns   *turns
-	ask     Asker
+	log      Log
+	trans    raft.Transport
+	stores   Stores
+	det      *anomaly.Detector
+	emit     func([]Event)
+	confirms bool
+	onLead   func(*Shard)
+	onStuck  func(*Shard)
+	turns    *turns
+	ask      Asker
 
 	sessions Sessions
 }
@@ -169,7 +176,8 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
-		onLead:    deps.onLead, onStuck: deps.onStuck, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
+		emit:      deps.emit, confirms: deps.confirms,
+		onLead: deps.onLead, onStuck: deps.onStuck, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
 	}
 	if t, ok := deps.trans.(interface{ Interrupt() }); ok {
 		s.interrupt = t.Interrupt
@@ -289,6 +297,7 @@ func (s *Shard) leaderTick(ctx context.Context, now time.Time) {
 	s.flush.decide(ctx, now)
 	s.expireQuarantine(ctx, now)
 	s.noticeSilence(ctx, now)
+	s.tendOutbox(ctx, now)
 	s.sessionTick(ctx, now)
 }
 

@@ -31,7 +31,7 @@ func (m *machine) appendHead(b []byte) []byte {
 	b = m.origins.append(b)
 	b = m.puts.append(b)
 	b = m.alerts.append(b)
-	return m.appendWaves(b)
+	return m.outbox.append(m.appendWaves(b))
 }
 
 func (m *machine) decodeHead(r *wire.Reader) error {
@@ -61,6 +61,7 @@ func (m *machine) decodeHead(r *wire.Reader) error {
 	m.puts.decode(r)
 	m.alerts.decode(r)
 	m.decodeWaves(r)
+	m.outbox.decode(r, m.shard)
 	return r.Err()
 }
 

@@ -11,13 +11,14 @@
 //
 // A receiver gets POST with the JSON of Event and
 //
-//	X-Sluice-Event      id of the anomaly and what happened: a repeat has the same
+//	X-Sluice-Event      id of the anomaly, what happened, number of the change: a repeat has the same
 //	X-Sluice-Timestamp  seconds of the epoch at the attempt
 //	X-Sluice-Signature  "sha256=" and the hex HMAC-SHA256 of timestamp, ".", body
 //
 // and answers any 2xx. 408, 425, 429, 5xx and no answer are tried again with growing
-// pauses; other answers are final. A node that dies takes the events with it
-// that it had not sent: the list of anomalies has them.
+// pauses; other answers are final. Delivery is at least once: an event with Done
+// is kept by its shard until it is taken or a dead letter, and a node that leads
+// the shard after this one sends it again.
 //
 //	s, err := webhook.New(logger, reg, webhook.Config{URL: url, Secret: secret, DeadLetters: path})
 //	s.Send(webhook.Event{Kind: "opened", ID: a.ID, ...})

@@ -23,11 +23,28 @@ import (
 
 // Event is what a receiver reads.
 type Event struct {
-	Kind     string          `json:"event"` // opened, changed or closed
-	ID       string          `json:"id"`    // of the anomaly
+	Kind     string          `json:"event"`  // opened, changed or closed
+	ID       string          `json:"id"`     // of the anomaly
+	Change   uint64          `json:"change"` // number of the change: an event is told apart by id and change
 	Severity float64         `json:"severity"`
 	Grade    string          `json:"grade"`
 	Anomaly  json.RawMessage `json:"anomaly"` // as the API lists it
+
+	// Done is called once the event is taken, is a dead letter on the disk or is
+	// not wanted at all; it must not block. With it, an event that still waits when
+	// the node stops is no dead letter: whoever keeps it sends it again.
+	Done func() `json:"-"`
+}
+
+func (e *Event) done() {
+	if e.Done != nil {
+		e.Done()
+	}
+}
+
+// key tells events apart: a repeat has the same.
+func (e *Event) key() string {
+	return e.ID + " " + e.Kind + " " + strconv.FormatUint(e.Change, 10)
 }
 
 // deadLetter is a line of the file.
@@ -62,6 +79,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Sender, e
 // Send queues an event; it never blocks.
 func (s *Sender) Send(e Event) {
 	if e.Severity < s.cfg.SeverityMin {
+		e.done()
 		return
 	}
 	select {
@@ -87,7 +105,12 @@ func (s *Sender) Run(ctx context.Context) {
 		case d := <-s.dead:
 			s.bury(d.Event, d.Reason)
 		case e := <-s.queue:
-			if err := s.deliver(ctx, &e); err != nil {
+			err := s.deliver(ctx, &e)
+			switch {
+			case err == nil:
+				e.done()
+			case ctx.Err() != nil && e.Done != nil: // it is sent again by whoever keeps it
+			default:
 				s.bury(e, err.Error())
 			}
 		}
@@ -100,7 +123,9 @@ func (s *Sender) drain() {
 		case d := <-s.dead:
 			s.bury(d.Event, d.Reason)
 		case e := <-s.queue:
-			s.bury(e, "the node stopped before it was sent")
+			if e.Done == nil {
+				s.bury(e, "the node stopped before it was sent")
+			}
 		default:
 			return
 		}
@@ -147,7 +172,7 @@ func (s *Sender) attempt(ctx context.Context, e *Event, body []byte) error {
 	}
 	stamp := strconv.FormatInt(clock.Wall(time.Now()).Unix(), 10)
 	req.Header.Set("Content-Type", "application/json")
-	req.Header.Set("X-Sluice-Event", e.ID+" "+e.Kind)
+	req.Header.Set("X-Sluice-Event", e.key())
 	req.Header.Set("X-Sluice-Timestamp", stamp)
 	req.Header.Set("X-Sluice-Signature", Signature(s.cfg.Secret, stamp, body))
 	res, err := s.client.Do(req)
@@ -183,6 +208,7 @@ func (s *Sender) bury(e Event, reason string) {
 		s.metrics.lost.Inc()
 		s.logger.Error("anomaly event lost", "id", e.ID, "err", err)
 	}
+	e.done()
 }
 
 func (s *Sender) write(d *deadLetter) error {

@@ -62,7 +62,7 @@ func letters(t *testing.T, path string) []deadLetter {
 }
 
 func event(id string) Event {
-	return Event{Kind: "opened", ID: id, Severity: 60, Grade: "warning", Anomaly: json.RawMessage(`{"id":"` + id + `"}`)}
+	return Event{Kind: "opened", ID: id, Change: 7, Severity: 60, Grade: "warning", Anomaly: json.RawMessage(`{"id":"` + id + `"}`)}
 }
 
 // A receiver that fails at first gets every event, signed, in order, and the
@@ -97,7 +97,7 @@ func TestEventsArriveSignedInOrderAfterFailures(t *testing.T) {
 	}
 	until(t, "three events", func() bool { mu.Lock(); defer mu.Unlock(); return len(got) == 3 })
 	stop()
-	if strings.Join(got, "") != "123" || ids[0] != "1 opened" || ids[0] != ids[3] || len(letters(t, path)) != 0 {
+	if strings.Join(got, "") != "123" || ids[0] != "1 opened 7" || ids[0] != ids[3] || len(letters(t, path)) != 0 {
 		t.Errorf("got %v, ids %v, dead letters %v", got, ids, letters(t, path))
 	}
 }
@@ -181,5 +181,35 @@ func TestConfigNamesEveryProblem(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want %q in it", err, want)
 		}
+	}
+}
+
+// An event that somebody keeps is confirmed once it is taken or a dead letter,
+// and left to its keeper when the node stops.
+func TestKeptEventsAreConfirmedOrLeft(t *testing.T) {
+	var answer atomic.Int32
+	answer.Store(http.StatusOK)
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(int(answer.Load())) }))
+	defer srv.Close()
+	path := filepath.Join(t.TempDir(), "dead")
+	s, stop := start(t, Config{URL: srv.URL, DeadLetters: path, SeverityMin: 50, Pause: time.Hour})
+	var confirmed atomic.Int32
+	kept := func(id string, severity float64) Event {
+		e := event(id)
+		e.Severity, e.Done = severity, func() { confirmed.Add(1) }
+		return e
+	}
+	s.Send(kept("taken", 60))
+	s.Send(kept("not wanted", 10))
+	until(t, "two confirmations", func() bool { return confirmed.Load() == 2 })
+	answer.Store(http.StatusBadRequest)
+	s.Send(kept("refused", 60))
+	until(t, "a dead letter", func() bool { return confirmed.Load() == 3 })
+	answer.Store(http.StatusServiceUnavailable)
+	s.Send(kept("tried", 60))
+	s.Send(kept("waiting", 60))
+	stop()
+	if got := letters(t, path); len(got) != 1 || got[0].Event.ID != "refused" || confirmed.Load() != 3 {
+		t.Errorf("dead letters %+v, %d confirmed", got, confirmed.Load())
 	}
 }

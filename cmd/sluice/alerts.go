@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/shard"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // AlertsConfig is who is told of anomalies besides the API and MQTT.
@@ -113,6 +114,8 @@ func (n *node) openAlerts() error {
 		return fmt.Errorf("alerts.webhook: %w", err)
 	}
 	n.webhook = s
+	n.deliveries = newDeliveries(func(id telemetry.ShardID, index uint64) { n.host.Confirm(id, index) })
+	n.feed.expect = n.deliveries.expect
 	return nil
 }
 
@@ -130,7 +133,11 @@ func (n *node) announce(events []shard.Event) {
 	for i := range events {
 		e := &events[i]
 		kind, a := kindOf(e), api.AnomalyOf(&e.Anomaly)
-		if err := errors.Join(n.announceMQTT(kind, &a), n.announceWebhook(kind, &a)); err != nil {
+		err := n.announceWebhook(e, kind, &a)
+		if !e.Repeat { // subscribers heard of it, or read the list
+			err = errors.Join(err, n.announceMQTT(kind, &a))
+		}
+		if err != nil {
 			n.logger.Error("encode anomaly event", "err", err)
 		}
 	}
@@ -152,7 +159,7 @@ func (n *node) announceMQTT(kind api.EventKind, a *api.Anomaly) error {
 	return nil
 }
 
-func (n *node) announceWebhook(kind api.EventKind, a *api.Anomaly) error {
+func (n *node) announceWebhook(e *shard.Event, kind api.EventKind, a *api.Anomaly) error {
 	if n.webhook == nil {
 		return nil
 	}
@@ -160,6 +167,10 @@ func (n *node) announceWebhook(kind api.EventKind, a *api.Anomaly) error {
 	if err != nil {
 		return err
 	}
-	n.webhook.Send(webhook.Event{Kind: string(kind), ID: a.ID, Severity: float64(a.Severity), Grade: a.Grade, Anomaly: b})
+	id, index := e.Shard, e.Index
+	n.webhook.Send(webhook.Event{
+		Kind: string(kind), ID: a.ID, Change: index, Severity: float64(a.Severity), Grade: a.Grade, Anomaly: b,
+		Done: func() { n.deliveries.done(id, index) },
+	})
 	return nil
 }

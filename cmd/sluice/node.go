@@ -42,25 +42,26 @@ type node struct {
 	logger   *slog.Logger
 	registry *prometheus.Registry
 
-	identity *cluster.Identity  // locks the data directory
-	meter    *backlog.Meter     // of the log's disk
-	log      *wal.Log           // of every raft group
-	stores   stores             // where rows go
-	mux      *mux.Mux           // between nodes
-	peers    *peers             // the mux as the others want it
-	gossip   *gossip.Gossip     // who is there
-	detector *detector.Detector // who is gone
-	meta     *meta.Meta         // what all agree on
-	host     *shard.Host        // the replicas that live here
-	router   *shard.Router      // the way to everybody else's
-	fetcher  *segmentFetcher    // of rows that replicas here lack; nil with a database
-	intake   *intake            // the way into the log
-	pubsub   *pubsub.Hub        // from node to node, for subscribers
-	sessions lateSessions       // the same, as the shards see it
-	hub      *api.Hub           // live anomaly events
-	feed     *anomalyFeed
-	webhook  *webhook.Sender               // nil when none is configured
-	broker   atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
+	identity   *cluster.Identity  // locks the data directory
+	meter      *backlog.Meter     // of the log's disk
+	log        *wal.Log           // of every raft group
+	stores     stores             // where rows go
+	mux        *mux.Mux           // between nodes
+	peers      *peers             // the mux as the others want it
+	gossip     *gossip.Gossip     // who is there
+	detector   *detector.Detector // who is gone
+	meta       *meta.Meta         // what all agree on
+	host       *shard.Host        // the replicas that live here
+	router     *shard.Router      // the way to everybody else's
+	fetcher    *segmentFetcher    // of rows that replicas here lack; nil with a database
+	intake     *intake            // the way into the log
+	pubsub     *pubsub.Hub        // from node to node, for subscribers
+	sessions   lateSessions       // the same, as the shards see it
+	hub        *api.Hub           // live anomaly events
+	feed       *anomalyFeed
+	webhook    *webhook.Sender               // nil when none is configured
+	deliveries *deliveries                   // of the webhook
+	broker     atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
 
 	damage  error                  // what ended the life before this one, nil for the first
 	failed  chan error             // what ends this one
@@ -219,7 +220,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		Limits: shard.Limits{SnapshotLogBytes: int64(n.cfg.WAL.SnapshotKiB) << 10, TrailingLogs: n.cfg.WAL.TrailingEntries}, Clock: n.sys.clock,
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
-		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit,
+		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit, Confirms: n.webhook != nil,
 		Draining: n.peerDraining, Ask: n.peers.Ask, Evicted: func(peer string) bool { return n.meta.State().Evicted[peer] },
 		SyncLatency: n.log.SyncLatency, Complete: n.complete, Drop: n.stores.drop, Settled: n.settled, Sessions: &n.sessions,
 	})

@@ -136,6 +136,7 @@ type anomalyFeed struct {
 	others func() []string
 	local  func([]shard.Event)
 	led    func([]shard.Event) // only those of shards led here
+	expect func([]shard.Event) // told of them before they wait; nil is nobody
 	queue  chan []shard.Event
 }
 
@@ -149,6 +150,9 @@ func newAnomalyFeed(logger *slog.Logger, p *peers, others func() []string, local
 
 // emit implements shard.Deps.Emit: it never blocks.
 func (f *anomalyFeed) emit(events []shard.Event) {
+	if f.expect != nil {
+		f.expect(events)
+	}
 	select {
 	case f.queue <- events:
 	default:
@@ -162,8 +166,11 @@ func (f *anomalyFeed) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case events := <-f.queue:
-			f.local(events)
 			f.led(events)
+			if events = firstTold(events); len(events) == 0 {
+				continue
+			}
+			f.local(events)
 			b, err := json.Marshal(events)
 			if err != nil {
 				f.logger.Error("encode anomaly events", "err", err)
@@ -176,6 +183,11 @@ func (f *anomalyFeed) run(ctx context.Context) {
 			}
 		}
 	}
+}
+
+// firstTold leaves out what a new leader tells again.
+func firstTold(events []shard.Event) []shard.Event {
+	return slices.DeleteFunc(events, func(e shard.Event) bool { return e.Repeat })
 }
 
 // receive takes the events of other nodes.

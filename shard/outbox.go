@@ -1,0 +1,129 @@
+package shard
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/sluice-iot/sluice/anomaly"
+	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/telemetry"
+)
+
+// outbox holds the anomaly events that nobody has confirmed yet. It is part of
+// the replicated state: whoever leads next tells them again, so that a node that
+// dies with events in its hands loses none of them. Indexes ascend.
+type outbox []Event
+
+const (
+	// outboxMax bounds the outbox; beyond it the oldest events are only in the
+	// list. A receiver that is away that long has its dead letters.
+	outboxMax = 1024
+	// outboxKept is what stays when nobody confirms events at all: no webhook.
+	outboxKept = outboxMax / 2
+	// confirmEvery bounds the entries that confirmations cost a shard.
+	confirmEvery = time.Second
+)
+
+func (o *outbox) add(e Event) {
+	*o = append(*o, e)
+	if n := len(*o) - outboxMax; n > 0 {
+		clear((*o)[:n])
+		*o = (*o)[n:]
+	}
+}
+
+// confirm lets go of the events up to an index.
+func (o *outbox) confirm(index uint64) {
+	n := 0
+	for n < len(*o) && (*o)[n].Index <= index {
+		n++
+	}
+	clear((*o)[:n])
+	*o = (*o)[n:]
+}
+
+func (o outbox) append(b []byte) []byte {
+	b = wire.AppendUint(b, uint64(len(o)))
+	for i := range o {
+		b = wire.AppendUint(b, o[i].Index)
+		b = append(b, byte(o[i].Transition))
+		b = appendAnomaly(b, &o[i].Anomaly)
+	}
+	return b
+}
+
+func (o *outbox) decode(r *wire.Reader, shard telemetry.ShardID) {
+	*o = nil
+	for range r.Count(50) {
+		e := Event{Shard: shard, Index: r.Uint(), Transition: anomaly.Transition(r.Byte()), Anomaly: decodeAnomaly(r)}
+		e.ID = e.Anomaly.ID
+		*o = append(*o, e)
+	}
+}
+
+// confirmEntry says that the events up to an index were delivered.
+func confirmEntry(index uint64) []byte {
+	return wire.AppendUint(append(appendControl(nil, EntryWatch), watchConfirm), index)
+}
+
+func (m *machine) applyConfirm(index uint64, r *wire.Reader) any {
+	to := r.Uint()
+	if r.Err() != nil {
+		return fmt.Errorf("decode watch entry %d: %w", index, r.Err())
+	}
+	m.outbox.confirm(to)
+	return nil
+}
+
+// Confirm says that all events of a shard up to an index were delivered, or are
+// dead letters; the shard's leader writes it to the log.
+func (h *Host) Confirm(id telemetry.ShardID, index uint64) {
+	s, ok := h.Shard(id)
+	if !ok {
+		return // moved away: its leader tells the events again
+	}
+	for {
+		was := s.confirmed.Load()
+		if index <= was || s.confirmed.CompareAndSwap(was, index) {
+			return
+		}
+	}
+}
+
+// tendOutbox tells the events again that an earlier leader may not have
+// delivered, once a leadership, and puts confirmations into the log.
+func (s *Shard) tendOutbox(ctx context.Context, now time.Time) {
+	term := s.readable.Load()
+	again := s.retold != term
+	if !again && now.Sub(s.confirmSeen) < confirmEvery {
+		return
+	}
+	s.confirmSeen = now
+	confirmed := s.confirmed.Load()
+	var events []Event
+	s.fsm.mu.Lock()
+	o := s.fsm.outbox
+	if again {
+		events = append(events, o...)
+	}
+	due := len(o) > 0 && o[0].Index <= confirmed
+	if !s.confirms && len(o) > outboxKept {
+		due, confirmed = true, o[len(o)-1].Index
+	}
+	s.fsm.mu.Unlock()
+	if again {
+		s.retold = term
+		for i := range events {
+			events[i].Repeat = true
+		}
+		if len(events) > 0 {
+			s.emit(events)
+		}
+	}
+	if due {
+		if _, err := s.Call(ctx, confirmEntry(confirmed)); err != nil {
+			s.logger.Debug("delivery of anomaly events not confirmed", "err", err)
+		}
+	}
+}
