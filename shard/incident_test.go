@@ -178,6 +178,10 @@ func TestTargetIsReplicated(t *testing.T) {
 		t.Fatal(res)
 	}
 	r.waves = []wave{{model: "m", last: 7, count: 3}}
+	if res := r.entry(rangeEntry(Range{Sensor: "s", Min: 1, Max: 2}, true)); res != nil {
+		t.Fatal(res)
+	}
+	r.outbox.add(Event{ID: "3-1-0", Shard: 3, Index: 1, Transition: anomaly.Opened, Anomaly: telemetry.Anomaly{ID: "3-1-0"}})
 	f := &fsm{machine: newMachine(3, testDetector()), logs: raft.NewInmemStore(), restored: func(uint64) {}}
 	for _, target := range []float64{25, 0} { // a replica that had one takes the one that it is sent
 		if err, ok := r.entry(targetEntry(target)).(error); ok {
@@ -190,7 +194,7 @@ func TestTargetIsReplicated(t *testing.T) {
 		if target == 0 {
 			want = anomaly.DefaultParams().AlarmsPerDeviceMonth
 		}
-		if got := f.detector.Params().AlarmsPerDeviceMonth; got != want || f.digest() != r.digest() || len(f.waves) != 1 {
+		if got := f.detector.Params().AlarmsPerDeviceMonth; got != want || f.digest() != r.digest() || len(f.waves) != 1 || f.ranges.set != 1 || len(f.outbox) != 1 {
 			t.Errorf("restored target %v, want %v; %d waves", got, want, len(f.waves))
 		}
 	}

@@ -192,6 +192,7 @@ func (f *fsm) replace(fresh *machine, rc io.Reader) error {
 	m.quarantine, m.alerts, m.pending = fresh.quarantine, fresh.alerts, fresh.pending
 	m.touched, m.puts, m.sessions = fresh.touched, fresh.puts, fresh.sessions
 	m.target, m.detector, m.waves = fresh.target, fresh.detector, fresh.waves
+	m.ranges, m.outbox = fresh.ranges, fresh.outbox
 	if m.parking != nil {
 		m.parking.close() // whoever still reads there fails and tries again with what is here now
 	}
