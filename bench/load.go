@@ -26,6 +26,13 @@ type Load struct {
 	Acked func(device string, seq uint64)
 	// Latency, when set, is called likewise, with the time from the intended sending.
 	Latency func(time.Duration)
+	// Present makes messages bear the time they are to be sent at, instead of one
+	// that follows from their sequence number (see Epoch). It needs a Rate, and one
+	// message per publish.
+	Present bool
+	// Sent, when set, is called with the device and the intended time of every
+	// publish, from the connection's goroutine.
+	Sent func(device string, at time.Time)
 }
 
 func (l *Load) defaults() {

@@ -215,7 +215,14 @@ func (r *runner) add(at time.Time) {
 	slot := int(r.published) % len(r.sent)
 	dev := int(r.published) % r.load.Devices
 	r.sent[slot] = sent{device: dev, seq: r.published, at: at}
-	r.payload = r.appendPayload(r.payload[:0], dev, r.published)
+	if r.load.Present {
+		r.payload = appendMessageAt(r.payload[:0], r.device(dev), r.published, at)
+	} else {
+		r.payload = r.appendPayload(r.payload[:0], dev, r.published)
+	}
+	if r.load.Sent != nil {
+		r.load.Sent(r.device(dev), at)
+	}
 	r.buf = appendPublish(r.buf, uint16(slot+1), r.device(dev), r.payload)
 	r.published++
 	r.inFlight++
@@ -267,11 +274,15 @@ func values(seq uint64) (temperature, humidity, pressure, battery float64) {
 // appendMessage writes a message of about 200 bytes in the documented shape,
 // with values that follow from the sequence number.
 func appendMessage(b []byte, device string, seq uint64) []byte {
+	return appendMessageAt(b, device, seq, Epoch.Add(time.Duration(seq)*time.Millisecond))
+}
+
+func appendMessageAt(b []byte, device string, seq uint64, at time.Time) []byte {
 	t, h, p, bat := values(seq)
 	b = append(b, `{"device_id":"`...)
 	b = append(b, device...)
 	b = append(b, `","timestamp":"`...)
-	b = Epoch.Add(time.Duration(seq)*time.Millisecond).AppendFormat(b, "2006-01-02T15:04:05.000000")
+	b = at.UTC().AppendFormat(b, "2006-01-02T15:04:05.000000")
 	b = append(b, `","sensors":{"temperature":`...)
 	b = strconv.AppendFloat(b, t, 'f', 2, 64)
 	b = append(b, `,"humidity":`...)

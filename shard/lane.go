@@ -114,12 +114,19 @@ func (f *flusher) laneDue(l *lane, now time.Time) (from, to uint64, ok bool) {
 		return 0, 0, false
 	}
 	if l.since.IsZero() {
-		l.since = now
+		l.since = beat(now, interval)
 	}
 	if rows < uint64(rowsMax) && now.Sub(l.since) < interval {
 		return 0, 0, false
 	}
 	return from, f.limit(from, to, rowsMax, l.rows), true
+}
+
+// beat is the latest multiple of an interval: lanes that count from there are due
+// together, all shards of a node at the same moment, and share a transaction. By
+// the difference to now, because that survives a clock that is set back.
+func beat(now time.Time, interval time.Duration) time.Time {
+	return now.Add(-time.Duration(now.UnixNano() % int64(interval)))
 }
 
 func (l *lane) rows(b *pendingBlock) int { return int(b.rows[l.lane]) }

@@ -23,8 +23,9 @@ const (
 	// groupMax bounds the batches of one transaction; a failure costs all of them.
 	groupMax = 64
 	// groupLinger is how long a small group waits for more: nothing beside the
-	// second that rows wait for their flush.
-	groupLinger = 5 * time.Millisecond
+	// second that rows wait for their flush, and long enough for shards that are due
+	// together to have gathered their rows on a busy machine.
+	groupLinger = 20 * time.Millisecond
 )
 
 // request is a batch that waits for its transaction.

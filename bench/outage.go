@@ -1,0 +1,333 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"time"
+
+	"github.com/HdrHistogram/hdrhistogram-go"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/sluice-iot/sluice/devcluster"
+)
+
+// OutageConfig of the scenario of a database that is away.
+type OutageConfig struct {
+	Binary   string        // the sluice executable
+	Dir      string        // for the cluster's data; "" is a temporary directory
+	Database string        // postgres:// URL of an empty database
+	For      time.Duration // how long it is away
+	Steady   time.Duration // how long is measured before the outage and after it
+	Rate     float64       // messages per second, throughout
+	Shards   uint32
+	Progress io.Writer // what is being done, may be nil
+}
+
+// Outage is what became of the messages, and what it cost.
+type Outage struct {
+	For     time.Duration `json:"outage_ns"`
+	Rate    float64       `json:"offered_per_second"`
+	Acked   uint64        `json:"acknowledged"`
+	Refused uint64        `json:"unacknowledged"`
+	Rows    int64         `json:"rows"`        // in the database at the end
+	Missing int64         `json:"rows_lost"`   // of what was acknowledged
+	Twice   int64         `json:"rows_double"` // of one device, time and sensor
+	Phases  []OutagePhase `json:"phases"`
+	Backlog struct {
+		Bytes     int64   `json:"bytes"` // of log, all replicas
+		Messages  uint64  `json:"messages"`
+		HoursLeft float64 `json:"hours_left"` // of the node with the least; negative: it does not grow
+	} `json:"backlog_at_the_end_of_the_outage"`
+	Drain     time.Duration `json:"drain_ns"`
+	DrainRows float64       `json:"drained_rows_per_second"` // of the backlog and of what came meanwhile
+}
+
+// OutagePhase is one stretch of the run.
+type OutagePhase struct {
+	Name     string        `json:"name"`
+	Duration time.Duration `json:"duration_ns"`
+	P50      float64       `json:"puback_p50_ms"`
+	P99      float64       `json:"puback_p99_ms"`
+	// Database is from sending until a row is there, of messages sampled twice per
+	// second; 0 when none arrived.
+	Database50 float64 `json:"database_p50_ms"`
+	Database99 float64 `json:"database_p99_ms"`
+	CopyRows   float64 `json:"rows_per_copy"` // 0: no COPY
+	Memory     []Trend `json:"memory"`        // of every node
+}
+
+const (
+	outageNodes       = 3
+	outageConnections = 48
+	outageWindow      = 128
+	drainStep         = 10 * time.Second
+	drainDeadline     = 2 * time.Hour // a drain that takes longer has failed
+)
+
+// RunOutage runs a cluster on a database, takes that away and gives it back,
+// under the same load throughout.
+func RunOutage(ctx context.Context, cfg OutageConfig) (out *Outage, err error) {
+	if cfg.Progress == nil {
+		cfg.Progress = io.Discard
+	}
+	o := &outageRun{cfg: cfg, out: &Outage{For: cfg.For, Rate: cfg.Rate}}
+	nodesURL, err := o.relay()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, o.relayed.close()) }()
+	if o.db, err = o.connect(ctx); err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, o.db.Close(context.WithoutCancel(ctx))) }()
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, outageNodes, cfg.Shards, "SLUICE_STORE_DATABASE="+nodesURL, "SLUICE_LOG_LEVEL=warn")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	if _, err := settled(ctx, c); err != nil {
+		return nil, err
+	}
+	o.cluster = c
+	if err := o.run(ctx); err != nil {
+		return nil, err
+	}
+	return o.out, nil
+}
+
+// outageRun is the run under way.
+type outageRun struct {
+	cfg     OutageConfig
+	out     *Outage
+	cluster *devcluster.Cluster
+	relayed *cut
+	db      *pgx.Conn // not through the relay
+	acked   uint64    // of all loads
+}
+
+// relay puts the cut between the nodes and the database.
+func (o *outageRun) relay() (string, error) {
+	u, err := url.Parse(o.cfg.Database)
+	if err != nil || u.Hostname() == "" || u.Scheme != "postgres" && u.Scheme != "postgresql" {
+		return "", errors.New("the database is not postgres://USER@HOST:PORT/NAME: name an empty one")
+	}
+	port := u.Port()
+	if port == "" {
+		port = "5432"
+	}
+	if o.relayed, err = newCut(net.JoinHostPort(u.Hostname(), port)); err != nil {
+		return "", err
+	}
+	u.Host = o.relayed.addr()
+	return u.String(), nil
+}
+
+// connect reaches the database and makes sure that nothing is in it.
+func (o *outageRun) connect(ctx context.Context) (*pgx.Conn, error) {
+	db, err := pgx.Connect(ctx, o.cfg.Database)
+	if err != nil {
+		return nil, fmt.Errorf("connect to the database: %w", err)
+	}
+	var used bool
+	err = db.QueryRow(ctx, "select to_regclass('telemetry') is not null").Scan(&used)
+	if err == nil && used {
+		err = errors.New("the database has a table telemetry already: use an empty one")
+	}
+	if err != nil {
+		return nil, errors.Join(err, db.Close(context.WithoutCancel(ctx)))
+	}
+	return db, nil
+}
+
+func (o *outageRun) run(ctx context.Context) error {
+	o.say("the database is there, %v", o.cfg.Steady)
+	if _, err := o.load(ctx, warmUp); err != nil {
+		return fmt.Errorf("warm up: %w", err)
+	}
+	if err := o.phase(ctx, "before", func(p *phaseRun) error { return p.load(ctx, o.cfg.Steady) }); err != nil {
+		return err
+	}
+	o.say("the database is away, %v", o.cfg.For)
+	o.relayed.set(true)
+	if err := o.phase(ctx, "away", func(p *phaseRun) error { return p.load(ctx, o.cfg.For) }); err != nil {
+		return err
+	}
+	if err := o.backlog(ctx); err != nil {
+		return err
+	}
+	before, err := o.rows(ctx)
+	if err != nil {
+		return err
+	}
+	o.say("the database is back: %d messages wait", o.out.Backlog.Messages)
+	start := time.Now()
+	o.relayed.set(false)
+	if err := o.phase(ctx, "drain", func(p *phaseRun) error { return o.drain(ctx, p) }); err != nil {
+		return err
+	}
+	after, err := o.rows(ctx)
+	if err != nil {
+		return err
+	}
+	o.out.Drain = time.Since(start)
+	o.out.DrainRows = float64(after-before) / o.out.Drain.Seconds()
+	o.say("all is drained after %v", o.out.Drain.Round(time.Second))
+	if err := o.phase(ctx, "after", func(p *phaseRun) error { return p.load(ctx, o.cfg.Steady) }); err != nil {
+		return err
+	}
+	return o.judge(ctx)
+}
+
+func (o *outageRun) say(format string, args ...any) {
+	fmt.Fprintf(o.cfg.Progress, format+" ...\n", args...)
+}
+
+// load publishes for a while and counts what was acknowledged.
+func (o *outageRun) load(ctx context.Context, d time.Duration, watch ...func(string, time.Time)) (*Result, error) {
+	l := Load{
+		Addrs: addrs(o.cluster), Connections: outageConnections, Window: outageWindow, Rate: o.cfg.Rate, Duration: d, Prefix: "outage", Present: true,
+	}
+	if len(watch) > 0 {
+		l.Sent = watch[0]
+	}
+	res, err := Run(ctx, l)
+	if res != nil {
+		o.acked += res.Acked
+		o.out.Refused += res.Published - res.Acked
+	}
+	return res, err
+}
+
+// drain goes on until only what has just come waits: what two seconds bring.
+func (o *outageRun) drain(ctx context.Context, p *phaseRun) error {
+	for end := time.Now().Add(drainDeadline); ; {
+		if err := p.load(ctx, drainStep); err != nil {
+			return err
+		}
+		waiting, err := o.pending(ctx)
+		if err == nil && float64(waiting) <= max(2*o.cfg.Rate, 1000) {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d messages still wait %v after the outage (%w)", waiting, drainDeadline, err)
+		}
+	}
+}
+
+func (o *outageRun) pending(ctx context.Context) (uint64, error) {
+	cl, err := o.cluster.Nodes()[0].Client()
+	if err != nil {
+		return 0, err
+	}
+	defer cl.Close()
+	l, err := cl.Ledger(ctx)
+	return l.Totals.Pending, err
+}
+
+// backlog is what the status shows.
+func (o *outageRun) backlog(ctx context.Context) error {
+	cl, err := o.cluster.Nodes()[0].Client()
+	if err != nil {
+		return err
+	}
+	defer cl.Close()
+	st, err := cl.Status(ctx)
+	if err != nil {
+		return fmt.Errorf("read the status: %w", err)
+	}
+	b := &o.out.Backlog
+	b.HoursLeft = -1
+	for i := range st.Nodes {
+		n := st.Nodes[i].Backlog
+		if n == nil {
+			continue
+		}
+		b.Bytes += n.Waiting
+		b.Messages += n.Messages
+		if n.HoursLeft >= 0 && (b.HoursLeft < 0 || n.HoursLeft < b.HoursLeft) {
+			b.HoursLeft = n.HoursLeft
+		}
+	}
+	return nil
+}
+
+func (o *outageRun) rows(ctx context.Context) (n int64, err error) {
+	if err := o.db.QueryRow(ctx, "select count(*) from telemetry").Scan(&n); err != nil {
+		return 0, fmt.Errorf("count rows: %w", err)
+	}
+	return n, nil
+}
+
+// flushDeadline bounds the wait for the last rows.
+const flushDeadline = 2 * time.Minute
+
+// judge holds what the database has against what was acknowledged.
+func (o *outageRun) judge(ctx context.Context) error {
+	for end := time.Now().Add(flushDeadline); ; time.Sleep(time.Second) {
+		if n, err := o.pending(ctx); err == nil && n == 0 || time.Now().After(end) {
+			break
+		}
+	}
+	o.say("counting")
+	const want = `select count(*), coalesce(sum(n - 1), 0)::bigint from (select count(*) as n from telemetry group by device_id, time, sensor) t`
+	var distinct int64
+	if err := o.db.QueryRow(ctx, want).Scan(&distinct, &o.out.Twice); err != nil {
+		return fmt.Errorf("count rows: %w", err)
+	}
+	o.out.Acked, o.out.Rows = o.acked, distinct+o.out.Twice
+	o.out.Missing = max(0, int64(o.acked)*readingsPerMessage-distinct)
+	return nil
+}
+
+// phaseRun measures one stretch.
+type phaseRun struct {
+	run     *outageRun
+	latency *hdrhistogram.Histogram
+	lag     *lagProbe
+}
+
+func (p *phaseRun) load(ctx context.Context, d time.Duration) error {
+	res, err := p.run.load(ctx, d, p.lag.sent)
+	if res != nil {
+		p.latency.Merge(res.Latency)
+	}
+	return err
+}
+
+// phase runs one stretch with everything that watches it.
+func (o *outageRun) phase(ctx context.Context, name string, f func(*phaseRun) error) error {
+	before, err := o.copied(ctx)
+	if err != nil {
+		return err
+	}
+	lag, err := newLagProbe(ctx, o.cfg.Database)
+	if err != nil {
+		return err
+	}
+	p := &phaseRun{run: o, latency: hdrhistogram.New(1, latencyMaxMicros, 3), lag: lag}
+	memory := watchMemory(o.cluster)
+	start := time.Now()
+	err = f(p)
+	out := OutagePhase{
+		Name: name, Duration: time.Since(start), Memory: memory(),
+		P50: float64(p.latency.ValueAtQuantile(50)) / 1000, P99: float64(p.latency.ValueAtQuantile(99)) / 1000,
+	}
+	lags := lag.end()
+	if lags.TotalCount() > 0 {
+		out.Database50, out.Database99 = float64(lags.ValueAtQuantile(50))/1000, float64(lags.ValueAtQuantile(99))/1000
+	}
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	after, err := o.copied(ctx)
+	if err != nil {
+		return err
+	}
+	out.CopyRows = after.mean(before)
+	o.out.Phases = append(o.out.Phases, out)
+	return nil
+}
