@@ -14,8 +14,8 @@ import (
 // All is the table of faults, in its order.
 func All() []*Fault {
 	return []*Fault{
-		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Metric: notAlive, Strike: killLeast},
-		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Metric: notAlive, Strike: killMost},
+		{ID: "F1a", Title: "kill -9 of a node that leads least", Bound: time.Second, Metric: restarted, Strike: killLeast},
+		{ID: "F1b", Title: "kill -9 of the node that leads most", Bound: time.Second, Metric: restarted, Strike: killMost},
 		{ID: "F2", Title: "kill -9 of all nodes at once", Bound: 10 * time.Second, Metric: restarted, Strike: killAll},
 		{ID: "F3", Title: "power loss of one node while another is paused", Disks: true, Metric: restarted, Strike: powerLossBesidePause},
 		{ID: "F4", Title: "power loss of all nodes at once, twice", Disks: true, Metric: restarted, Strike: powerLossOfAll},
@@ -29,13 +29,13 @@ func All() []*Fault {
 		{ID: "F10", Title: "disk full on one node, then freed", Disks: true, Environ: smallSegments, Metric: "sluice_wal_full", Strike: fullDisk},
 		{ID: "F11", Title: "EIO on one sync of the log", Disks: true, Metric: restarted, Strike: failedSync},
 		{ID: "F12", Title: "syncs of the leader's node 200 ms slower", Disks: true, Metric: "sluice_wal_fsync_duration_seconds", Above: 0.05, Strike: slowSync},
-		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Metric: building, Strike: damage(flipBit)},
-		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Metric: building, Strike: damage(truncateFile)},
-		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Metric: building, Strike: damage(zeroPage)},
+		{ID: "F13a", Title: "a flipped bit in the log of one node", Environ: smallSegments, Metric: memberChanges, Strike: damage(flipBit)},
+		{ID: "F13b", Title: "a truncated log segment on one node", Environ: smallSegments, Metric: memberChanges, Strike: damage(truncateFile)},
+		{ID: "F13c", Title: "a zeroed page in the log of one node", Environ: smallSegments, Metric: memberChanges, Strike: damage(zeroPage)},
 		{ID: "F13d", Title: "a flipped bit in a snapshot of one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(flipBit)},
 		{ID: "F13e", Title: "a truncated snapshot on one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(truncateFile)},
 		{ID: "F13f", Title: "a zeroed page in a snapshot of one node", Environ: smallSnapshots, Metric: damagedReplicas, Strike: damageSnapshot(zeroPage)},
-		{ID: "F14", Title: "a node's data directory deleted", Metric: building, Strike: wipe},
+		{ID: "F14", Title: "a node's data directory deleted", Metric: memberChanges, Strike: wipe},
 		{ID: "F15a", Title: "a fourth node is added", Metric: memberChanges, Strike: addNode},
 		{ID: "F15b", Title: "one node of four is drained, stopped and evicted", Metric: memberChanges, Strike: removeNode},
 		{ID: "F15c", Title: "a node is lost for good and replaced by a new one", Metric: memberChanges, Strike: replaceNode},
@@ -54,7 +54,6 @@ const (
 	restarted       = "process_start_time_seconds"
 	lostPings       = `sluice_gossip_pings_total{result="lost"`
 	redelivered     = `sluice_broker_publishes_total{outcome="duplicate"`
-	building        = "sluice_shard_replicas_building_count"
 	damagedReplicas = "sluice_shard_damaged_total"
 	memberChanges   = "sluice_shard_member_changes_total"
 )

@@ -306,6 +306,11 @@ const (
 	bytesMore      = 256 << 20
 )
 
+// exceeds reports whether a node holds clearly more than it did.
+func (n *resources) exceeds(b *resources) bool {
+	return n.goroutines > b.goroutines+goroutinesMore || n.files > b.files+filesMore || n.bytes > b.bytes+bytesMore
+}
+
 func (r *Run) resources(ctx context.Context) ([]resources, error) {
 	var out []resources
 	for _, n := range r.nodes() {
@@ -340,7 +345,7 @@ func (r *Run) givenBack(ctx context.Context, res *Result) {
 			if !known {
 				continue // it has joined meanwhile
 			}
-			if n.goroutines > b.goroutines+goroutinesMore || n.files > b.files+filesMore || n.bytes > b.bytes+bytesMore {
+			if n.exceeds(&b) {
 				why = fmt.Sprintf("%s holds %+v, before the fault %+v", n.node, n, b)
 			}
 		}

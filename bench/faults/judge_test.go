@@ -148,3 +148,20 @@ func TestRegisterHistoriesAreJudged(t *testing.T) {
 		}
 	}
 }
+
+func TestNodeThatHoldsMoreThanBeforeIsFound(t *testing.T) {
+	before := resources{"n0", 100, 50, 100 << 20}
+	for _, c := range []struct {
+		now  resources
+		want bool
+	}{
+		{resources{"n0", 120, 60, 200 << 20}, false},
+		{resources{"n0", 1100, 60, 200 << 20}, true},
+		{resources{"n0", 120, 2050, 200 << 20}, true},
+		{resources{"n0", 120, 60, 2 << 30}, true},
+	} {
+		if got := c.now.exceeds(&before); got != c.want {
+			t.Errorf("%+v against %+v: %v", c.now, before, got)
+		}
+	}
+}
