@@ -379,7 +379,7 @@ func (r *Run) logs(ctx context.Context, res *Result, h *History) {
 			continue
 		}
 		h.Logs = append(h.Logs, Log{Node: n.ID, Shards: entries})
-		whole = whole || slices.ContainsFunc(entries, func(s ShardLog) bool { return s.First == 1 })
+		whole = whole || slices.ContainsFunc(entries, func(s ShardLog) bool { return s.First == 1 && len(s.Devices) > 0 })
 	}
 	if whole && res.Replayed == 0 && !r.broken {
 		res.fail("C9", "no score was compared with those of the log applied again")

@@ -26,7 +26,7 @@ func Mutations() []Mutation {
 		{mutate.SkipDirFsync, "F4", ""}, // what goes first is drawn: a node that does not start, or messages
 		{mutate.RetryFsync, "F11", "fault: "},
 		{mutate.TruncateOnCorrupt, "F13a", "fault: "},
-		{mutate.NoDedup, "F8", "C1-C3"},
+		{mutate.NoDedup, "F19", "C1-C3"},
 		{mutate.FlushWithoutWatermark, "F17c", "C1-C3"},
 		{mutate.StaleRead, "F8", "C6"},
 	}

@@ -36,11 +36,18 @@ func (r *Result) Passed() bool { return len(r.Failures) == 0 }
 // Late reports whether the rate came back later than the stated bound.
 func (r *Result) Late() bool { return r.Bound > 0 && r.Back > r.Bound }
 
-// failuresMax bounds what is said about a run; its history has the rest.
-const failuresMax = 25
+// failuresMax bounds what is said about a run by each check; its history has the
+// rest.
+const failuresMax = 8
 
 func (r *Result) fail(check, format string, args ...any) {
-	if len(r.Failures) < failuresMax {
+	said := 0
+	for _, f := range r.Failures {
+		if strings.HasPrefix(f, check+": ") {
+			said++
+		}
+	}
+	if said < failuresMax {
 		r.Failures = append(r.Failures, check+": "+fmt.Sprintf(format, args...))
 	}
 }
