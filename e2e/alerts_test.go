@@ -259,3 +259,47 @@ func TestScoresGoOnThroughFailover(t *testing.T) {
 		}
 	}
 }
+
+// Two thousand devices of a model that break at once, over 24 shards on three
+// nodes, are one alert: in the list, in the event stream and for the receiver.
+func TestChangeOfAFleetIsOneAlert(t *testing.T) {
+	r := newReceiver(t)
+	c := hooked(t, r)
+	n := c.Nodes()[0]
+	succeeds(t, n, "anomalies", "range", "celsius", "--min=-40", "--max=125")
+	const devices = 2000
+	for minute, celsius := range []float64{20, 999} {
+		var lines strings.Builder
+		for i := range devices {
+			lines.WriteString(strings.Replace(reading(fmt.Sprintf("fridge-%d", i), minute, celsius), `"sensors"`, `"metadata":{"model":"f7"},"sensors"`, 1))
+		}
+		post(t, c.Nodes()[minute], lines.String())
+	}
+	var list []api.Anomaly
+	for a, err := range clientOf(t, c.Nodes()[2]).Anomalies(t.Context(), client.ListQuery{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		list = append(list, a)
+	}
+	if len(list) != 1 || list[0].DeviceID != "model:f7" || !strings.Contains(list[0].Shares, " of 2000 devices of the model") {
+		t.Fatalf("%d anomalies are listed, the first are %+v, want one of the model", len(list), list[:min(len(list), 3)])
+	}
+	await(t, "the receiver has the alert", func() bool { _, got := r.of("model:f7"); return len(got) > 0 })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	opened := 0
+	for device, events := range r.taken {
+		for _, e := range events {
+			if e.Kind == "opened" {
+				opened++
+			}
+			if device != "model:f7" {
+				t.Errorf("the receiver was told of %s: %+v", device, e)
+			}
+		}
+	}
+	if opened != 1 {
+		t.Errorf("%d alerts opened at the receiver: %+v", opened, r.taken)
+	}
+}

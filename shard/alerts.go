@@ -19,6 +19,7 @@ type Event struct {
 	ID         string // "<shard>-<log index>-<message in the entry>", "...-s<device>" for missing data
 	Shard      telemetry.ShardID
 	Index      uint64 // of the entry that changed the anomaly: with ID it names the event
+	Model      string // of the device, "" when it has none
 	Repeat     bool   // told again by a new leader: an earlier one may have delivered it
 	Transition anomaly.Transition
 	Anomaly    telemetry.Anomaly
@@ -126,7 +127,7 @@ func (a *alerts) append(b []byte) []byte {
 
 func (a *alerts) decode(r *wire.Reader) {
 	a.base = max(1, r.Uint())
-	for range r.Count(49) {
+	for range r.Count(50) {
 		a.list = append(a.list, alert{changed: r.Uint(), Anomaly: decodeAnomaly(r)})
 	}
 }
@@ -139,6 +140,7 @@ func appendAnomaly(b []byte, a *telemetry.Anomaly) []byte {
 	b = wire.AppendInt(b, a.Closed)
 	b = wire.AppendString(b, a.Cause)
 	b = wire.AppendString(b, a.Shares)
+	b = wire.AppendString(b, a.Wave)
 	b = wire.AppendBool(b, a.Normal)
 	for _, f := range [...]float64{a.Severity, a.Value, a.Expected, a.Low, a.High} {
 		b = wire.AppendFloat(b, f)
@@ -147,7 +149,7 @@ func appendAnomaly(b []byte, a *telemetry.Anomaly) []byte {
 }
 
 func decodeAnomaly(r *wire.Reader) telemetry.Anomaly {
-	a := telemetry.Anomaly{ID: r.String(), Device: r.String(), Sensor: r.String(), Opened: r.Int(), Closed: r.Int(), Cause: r.String(), Shares: r.String(), Normal: r.Bool()}
+	a := telemetry.Anomaly{ID: r.String(), Device: r.String(), Sensor: r.String(), Opened: r.Int(), Closed: r.Int(), Cause: r.String(), Shares: r.String(), Wave: r.String(), Normal: r.Bool()}
 	for _, f := range [...]*float64{&a.Severity, &a.Value, &a.Expected, &a.Low, &a.High} {
 		*f = r.Float()
 	}
@@ -164,7 +166,7 @@ func appendAnomalies(b []byte, as []telemetry.Anomaly) []byte {
 
 func decodeAnomalies(r *wire.Reader) []telemetry.Anomaly {
 	var as []telemetry.Anomaly
-	for range r.Count(48) {
+	for range r.Count(49) {
 		as = append(as, decodeAnomaly(r))
 	}
 	return as

@@ -109,6 +109,9 @@ func (m *machine) silentDue(now, since int64) bool {
 func (m *machine) changedAnomaly(index uint64, a *alert, t anomaly.Transition) {
 	a.changed = index
 	e := Event{ID: a.ID, Shard: m.shard, Index: index, Transition: t, Anomaly: a.Anomaly}
+	if dev, ok := m.registry.byID[a.Device]; ok {
+		e.Model = m.modelOf(dev)
+	}
 	m.events = append(m.events, e)
 	m.outbox.add(e)
 }
@@ -130,6 +133,7 @@ func (m *machine) applyVerdict(index uint64, pos int, dev uint32, e *block.Entry
 		w.alert = m.alerts.open(telemetry.Anomaly{ID: fmt.Sprintf("%d-%d-%d", m.shard, index, pos), Device: m.registry.devices.peek(dev).id, Opened: e.Time})
 		a = m.alerts.at(w.alert)
 		m.describeIncident(&a.Anomaly, &v)
+		m.precedes(dev, w.alert)
 	case anomaly.Updated:
 		if a == nil {
 			return // under maintenance, or older than the list reaches: the store has its opening

@@ -243,6 +243,17 @@ func TestDevicesOfAModelThatJumpTogetherAreOneAnomaly(t *testing.T) {
 	if waves != 1 || other != 1 || single != waveLeast-1 {
 		t.Fatalf("%d waves, %d of the other model, %d single anomalies, want 1, 1 and %d", waves, other, single, waveLeast-1)
 	}
+	folded := 0
+	for _, e := range r.takeEvents() {
+		if e.Anomaly.Wave != "" && e.Transition == anomaly.Closed && e.Model == "m1" {
+			folded++
+		}
+	}
+	open := true
+	listed := (&Shard{fsm: &fsm{machine: r.machine}}).Anomalies(AnomalyFilter{Open: &open, To: 1 << 62, Limit: 100})
+	if len(listed) != 2 || folded != waveLeast-1 {
+		t.Errorf("%d anomalies became part of the wave, want %d; listed: %+v, want the wave and the other device", folded, waveLeast-1, listed)
+	}
 	if copied := restoreMachine(t, r.snapshotBytes()); copied.digest() != r.digest() || len(copied.waves) != 2 {
 		t.Error("the restored state differs")
 	}

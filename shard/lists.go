@@ -115,6 +115,7 @@ func (r *Router) Anomalies(ctx context.Context, q AnomalyFilter) ([]telemetry.An
 		out = append(out, p.Anomalies...)
 	}
 	slices.SortFunc(out, func(a, b telemetry.Anomaly) int { return newestFirst(a.Opened, a.ID, b.Opened, b.ID) })
+	out = MergeWaves(out)
 	return out[:within(q.Limit, len(out))], err
 }
 

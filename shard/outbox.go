@@ -48,6 +48,7 @@ func (o outbox) append(b []byte) []byte {
 	for i := range o {
 		b = wire.AppendUint(b, o[i].Index)
 		b = append(b, byte(o[i].Transition))
+		b = wire.AppendString(b, o[i].Model)
 		b = appendAnomaly(b, &o[i].Anomaly)
 	}
 	return b
@@ -55,8 +56,8 @@ func (o outbox) append(b []byte) []byte {
 
 func (o *outbox) decode(r *wire.Reader, shard telemetry.ShardID) {
 	*o = nil
-	for range r.Count(50) {
-		e := Event{Shard: shard, Index: r.Uint(), Transition: anomaly.Transition(r.Byte()), Anomaly: decodeAnomaly(r)}
+	for range r.Count(52) {
+		e := Event{Shard: shard, Index: r.Uint(), Transition: anomaly.Transition(r.Byte()), Model: r.String(), Anomaly: decodeAnomaly(r)}
 		e.ID = e.Anomaly.ID
 		*o = append(*o, e)
 	}

@@ -11,7 +11,7 @@ import (
 )
 
 // stateVersion is the format version of a snapshot's state.
-const stateVersion = 7
+const stateVersion = 8
 
 // appendHead encodes what is small and bounded; appendState's other parts follow
 // in sections of their own.

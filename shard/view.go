@@ -104,7 +104,7 @@ type AnomalyFilter struct {
 }
 
 func (q *AnomalyFilter) matches(a *telemetry.Anomaly) bool {
-	return (q.Device == "" || q.Device == a.Device) && (q.Open == nil || *q.Open == (a.Closed == 0)) &&
+	return a.Wave == "" && (q.Device == "" || q.Device == a.Device) && (q.Open == nil || *q.Open == (a.Closed == 0)) &&
 		a.Opened >= q.From && a.Opened < q.To &&
 		(q.AfterID == "" || newestFirst(q.AfterTime, q.AfterID, a.Opened, a.ID) < 0)
 }

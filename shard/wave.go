@@ -1,7 +1,10 @@
 package shard
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
+	"strings"
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/wire"
@@ -14,9 +17,10 @@ import (
 // become one anomaly. Times are of receipt, so that every replica counts alike.
 type wave struct {
 	model string
-	last  int64  // when the latest anomaly of the model opened, us
-	count uint32 // anomalies since the model was last calm
-	alert uint64 // sequence number of the wave's anomaly, 0 when there is none
+	last  int64    // when the latest anomaly of the model opened, us
+	count uint32   // anomalies since the model was last calm
+	alert uint64   // sequence number of the wave's anomaly, 0 when there is none
+	first []uint64 // of the anomalies of single devices before there was one
 }
 
 const (
@@ -25,6 +29,7 @@ const (
 	waveLeast  = 10                // devices that make a wave, if they are
 	waveShare  = 5                 // one of so many of the model's devices in this shard
 	waveCalm   = 30 * 60 * 1000000 // us without a new anomaly that end a wave
+	waveFirst  = 1024              // anomalies that a wave takes along at most
 	wavePrefix = "model:"          // of the device id of its anomaly: no device can be named so
 )
 
@@ -48,6 +53,7 @@ func (m *machine) surge(index uint64, pos int, dev uint32, e *block.Entry, v *an
 		m.describeIncident(&a.Anomaly, v)
 		m.describeWave(a, w, model)
 		m.changedAnomaly(index, a, anomaly.Opened)
+		m.fold(index, w, a.ID, e.Time)
 		return true
 	}
 	if a != nil && w.count&(w.count-1) == 0 { // said again at every doubling, not at every device
@@ -57,8 +63,38 @@ func (m *machine) surge(index uint64, pos int, dev uint32, e *block.Entry, v *an
 	return true
 }
 
+// precedes notes the anomaly of a device that may turn out to be the beginning of
+// a wave.
+func (m *machine) precedes(dev uint32, seq uint64) {
+	if w := m.waveOf(m.modelOf(dev)); w != nil && len(w.first) < waveFirst {
+		w.first = append(w.first, seq)
+	}
+}
+
+// fold makes the anomalies before a wave a part of it: they close, and are not
+// listed by themselves any more.
+func (m *machine) fold(index uint64, w *wave, id string, at int64) {
+	for _, seq := range w.first {
+		a := m.alerts.at(seq)
+		if a == nil || a.Normal {
+			continue
+		}
+		a.Wave = id
+		if a.Closed == 0 {
+			a.Closed = max(at, a.Opened)
+		}
+		if dev, ok := m.registry.byID[a.Device]; ok {
+			if watch := m.registry.watches.at(dev); watch.alert == seq {
+				watch.alert = 0
+			}
+		}
+		m.changedAnomaly(index, a, anomaly.Closed)
+	}
+	w.first = nil
+}
+
 func (m *machine) describeWave(a *alert, w *wave, model string) {
-	a.Shares = fmt.Sprintf("%d of %d devices of the model", w.count, m.peers(model))
+	a.Shares = fmt.Sprintf(waveText, w.count, m.peers(model))
 }
 
 // ebb ends the waves that have been calm, by the clock of the messages.
@@ -95,6 +131,76 @@ func (m *machine) waveOf(model string) *wave {
 	return &m.waves[len(m.waves)-1]
 }
 
+// waveText says how many of how many peers a wave has seen.
+const waveText = "%d of %d devices of the model"
+
+// MergeWaves makes one anomaly of those that shards raised for the same model at
+// about the same time: the earliest, with the devices of all of them. Others are
+// left as they are. The order is kept.
+func MergeWaves(list []telemetry.Anomaly) []telemetry.Anomaly {
+	order := make([]int, 0, len(list))
+	for i := range list {
+		if IsWave(&list[i]) {
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, func(x, y int) int {
+		a, b := &list[x], &list[y]
+		return cmp.Or(strings.Compare(a.Device, b.Device), cmp.Compare(a.Opened, b.Opened), strings.Compare(a.ID, b.ID))
+	})
+	dropped := make([]bool, len(list))
+	into, last := -1, int64(0)
+	for _, i := range order {
+		if into < 0 || list[i].Device != list[into].Device || !SameWave(last, list[i].Opened) {
+			into, last = i, list[i].Opened
+			continue
+		}
+		mergeWave(&list[into], &list[i])
+		last, dropped[i] = list[i].Opened, true
+	}
+	out := list[:0]
+	for i := range list {
+		if !dropped[i] {
+			out = append(out, list[i])
+		}
+	}
+	return out
+}
+
+// IsWave reports whether an anomaly is that of a model.
+func IsWave(a *telemetry.Anomaly) bool { return strings.HasPrefix(a.Device, wavePrefix) }
+
+// SameWave reports whether an anomaly that opened at a time continues a wave with
+// a latest one at last; both are times of devices.
+func SameWave(last, opened int64) bool { return opened <= last+waveCalm }
+
+// WaveDevices is how many devices an anomaly of a model counts, 0 for another.
+func WaveDevices(a *telemetry.Anomaly) int {
+	var n, of int
+	if _, err := fmt.Sscanf(a.Shares, waveText, &n, &of); err != nil {
+		return 0
+	}
+	return n
+}
+
+// mergeWave adds one shard's part of a wave to a.
+func mergeWave(a *telemetry.Anomaly, part *telemetry.Anomaly) {
+	var n, of, m, more int
+	_, err1 := fmt.Sscanf(a.Shares, waveText, &n, &of)
+	_, err2 := fmt.Sscanf(part.Shares, waveText, &m, &more)
+	if err1 == nil && err2 == nil {
+		a.Shares = fmt.Sprintf(waveText, n+m, of+more)
+	}
+	if part.Severity > a.Severity {
+		a.Severity, a.Sensor, a.Cause, a.Value, a.Expected, a.Low, a.High = part.Severity, part.Sensor, part.Cause, part.Value, part.Expected, part.Low, part.High
+	}
+	if a.Closed != 0 && part.Closed != 0 {
+		a.Closed = max(a.Closed, part.Closed)
+	} else {
+		a.Closed = 0
+	}
+}
+
 func (m *machine) modelOf(dev uint32) string {
 	key, ok := m.registry.byName[modelKey]
 	if !ok {
@@ -128,13 +234,21 @@ func (m *machine) appendWaves(b []byte) []byte {
 		b = wire.AppendInt(b, w.last)
 		b = wire.AppendUint(b, uint64(w.count))
 		b = wire.AppendUint(b, w.alert)
+		b = wire.AppendUint(b, uint64(len(w.first)))
+		for _, seq := range w.first {
+			b = wire.AppendUint(b, seq)
+		}
 	}
 	return b
 }
 
 func (m *machine) decodeWaves(r *wire.Reader) {
 	m.waves = nil
-	for range r.Count(4) {
-		m.waves = append(m.waves, wave{model: r.String(), last: r.Int(), count: uint32(r.Uint()), alert: r.Uint()})
+	for range r.Count(5) {
+		w := wave{model: r.String(), last: r.Int(), count: uint32(r.Uint()), alert: r.Uint()}
+		for range r.Count(1) {
+			w.first = append(w.first, r.Uint())
+		}
+		m.waves = append(m.waves, w)
 	}
 }

@@ -92,4 +92,7 @@ type Anomaly struct {
 	// the shard that lists the anomaly, not to the store.
 	Shares string
 	Normal bool
+	// Wave is the id of the anomaly of a whole model that this one was the beginning
+	// of, "" for none; it is not listed by itself then. Known to the shard alone.
+	Wave string
 }

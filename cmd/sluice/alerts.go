@@ -85,12 +85,29 @@ func (b *backend) Settings(ctx context.Context) (api.WatchSettings, error) {
 	return out, unavailable(err)
 }
 
-// publishEvents hands anomaly events to the streams of this node.
-func publishEvents(hub *api.Hub) func([]shard.Event) {
-	return func(events []shard.Event) {
-		for i := range events {
-			hub.Publish(kindOf(&events[i]), events[i].Anomaly)
+// hear hands anomaly events of all nodes to the streams of this one; what shards
+// say of a model goes there as one alert.
+func (n *node) hear(events []shard.Event) {
+	for i := range events {
+		if e := &events[i]; shard.IsWave(&e.Anomaly) {
+			n.surges.hear(e)
+		} else {
+			n.hub.Publish(kindOf(e), e.Anomaly)
 		}
+	}
+}
+
+// tellSurge tells of a wave: every node its streams, and the leader of the shard
+// that the model's name belongs to everybody else.
+func (n *node) tellSurge(kind api.EventKind, a *telemetry.Anomaly, change uint64) {
+	n.hub.Publish(kind, *a)
+	s, ok := n.host.Shard(telemetry.ShardOf(a.Device, n.meta.State().Shards))
+	if !ok || s.Status(false).Role != "leader" {
+		return
+	}
+	shown := api.AnomalyOf(a)
+	if err := errors.Join(n.announceMQTT(kind, &shown), n.announceWebhook(kind, &shown, change, nil)); err != nil {
+		n.logger.Error("encode anomaly event", "err", err)
 	}
 }
 
@@ -131,15 +148,28 @@ const anomalyTopic = "anomalies/"
 // announce tells the world outside of the events of shards that this node leads.
 func (n *node) announce(events []shard.Event) {
 	for i := range events {
-		e := &events[i]
-		kind, a := kindOf(e), api.AnomalyOf(&e.Anomaly)
-		err := n.announceWebhook(e, kind, &a)
-		if !e.Repeat { // subscribers heard of it, or read the list
-			err = errors.Join(err, n.announceMQTT(kind, &a))
+		event := events[i] // it may wait, and the slice is given on
+		e := &event
+		done := func() {}
+		if n.webhook != nil {
+			done = func() { n.deliveries.done(e.Shard, e.Index) }
 		}
-		if err != nil {
-			n.logger.Error("encode anomaly event", "err", err)
+		if shard.IsWave(&e.Anomaly) {
+			done() // it is told with those of the other shards, see tellSurge
+			continue
 		}
+		n.gather.pass(e, func() { n.announceOne(e, done) }, done)
+	}
+}
+
+func (n *node) announceOne(e *shard.Event, done func()) {
+	kind, a := kindOf(e), api.AnomalyOf(&e.Anomaly)
+	err := n.announceWebhook(kind, &a, e.Index, done)
+	if !e.Repeat { // subscribers heard of it, or read the list
+		err = errors.Join(err, n.announceMQTT(kind, &a))
+	}
+	if err != nil {
+		n.logger.Error("encode anomaly event", "err", err)
 	}
 }
 
@@ -159,7 +189,7 @@ func (n *node) announceMQTT(kind api.EventKind, a *api.Anomaly) error {
 	return nil
 }
 
-func (n *node) announceWebhook(e *shard.Event, kind api.EventKind, a *api.Anomaly) error {
+func (n *node) announceWebhook(kind api.EventKind, a *api.Anomaly, change uint64, done func()) error {
 	if n.webhook == nil {
 		return nil
 	}
@@ -167,10 +197,6 @@ func (n *node) announceWebhook(e *shard.Event, kind api.EventKind, a *api.Anomal
 	if err != nil {
 		return err
 	}
-	id, index := e.Shard, e.Index
-	n.webhook.Send(webhook.Event{
-		Kind: string(kind), ID: a.ID, Change: index, Severity: float64(a.Severity), Grade: a.Grade, Anomaly: b,
-		Done: func() { n.deliveries.done(id, index) },
-	})
+	n.webhook.Send(webhook.Event{Kind: string(kind), ID: a.ID, Change: change, Severity: float64(a.Severity), Grade: a.Grade, Anomaly: b, Done: done})
 	return nil
 }

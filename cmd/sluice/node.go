@@ -61,6 +61,8 @@ type node struct {
 	feed       *anomalyFeed
 	webhook    *webhook.Sender               // nil when none is configured
 	deliveries *deliveries                   // of the webhook
+	gather     *gather                       // events that may be the beginning of a wave
+	surges     *surges                       // waves of all shards
 	broker     atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
 
 	damage  error                  // what ended the life before this one, nil for the first
@@ -209,7 +211,8 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, publishEvents(n.hub), n.announce)
+	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, n.hear, n.announce)
+	n.gather, n.surges = newGather(), newSurges(n.tellSurge)
 	if err := n.openAlerts(); err != nil {
 		return nil, err
 	}
