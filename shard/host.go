@@ -389,7 +389,9 @@ func (h *Host) keepSnapshots(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			for _, s := range h.all() {
+			all := h.all()
+			for _, s := range all {
+				s.shareMemory(len(all))
 				s.maybeSnapshot()
 			}
 		}

@@ -16,6 +16,26 @@ import (
 // that is away for hours costs disk and a few bytes per reading, not memory.
 const pendingDataBytesMax = 8 << 20
 
+// What all shards of a node keep in memory of what waits for the store, within
+// the bounds of each: many shards must not take many times as much.
+const (
+	nodeDataBytesMax = 64 << 20
+	nodeMarksMax     = 1 << 21 // 16 MiB
+	shardDataBytes   = 1 << 20 // and what each may keep in any case
+	shardMarks       = 1 << 15
+)
+
+// shareMemory gives the shard its part of the node's memory.
+func (s *Shard) shareMemory(shards int) {
+	m := s.fsm.machine
+	m.mu.Lock()
+	m.pending.dataMax = min(pendingDataBytesMax, max(shardDataBytes, nodeDataBytesMax/max(1, shards)))
+	m.mu.Unlock()
+	if n := int64(max(shardMarks, nodeMarksMax/max(1, shards))); n < s.flush.marksMax.Load() {
+		s.flush.marksMax.Store(n)
+	}
+}
+
 // errFlushStale answers a flush decision that does not begin at the watermark:
 // two leaders decided, the first one won.
 var errFlushStale = errors.New("flush does not begin at the watermark")
@@ -92,6 +112,7 @@ type pending struct {
 	rows       [telemetry.Lanes]uint64 // of blocks above the lane's watermark
 	newestLate uint64                  // index of the newest block with late rows
 	dataBytes  int                     // of blocks with data that is not pinned
+	dataMax    int                     // bound of dataBytes; 0: pendingDataBytesMax
 	forgotten  int                     // leading blocks whose data went back to the log
 	marks      int                     // in memory
 	spilled    int                     // leading blocks whose marks are on disk
@@ -132,7 +153,11 @@ func (p *pending) keep(b *pendingBlock) {
 		return
 	}
 	p.dataBytes += len(b.data)
-	for p.dataBytes > pendingDataBytesMax && p.forgotten < len(p.blocks) {
+	most := p.dataMax
+	if most == 0 {
+		most = pendingDataBytesMax
+	}
+	for p.dataBytes > most && p.forgotten < len(p.blocks) {
 		if old := p.blocks[p.forgotten]; !old.pinned {
 			p.dataBytes -= len(old.data)
 			old.data = nil

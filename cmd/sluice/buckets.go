@@ -59,6 +59,23 @@ var bucketPrinters = map[string]func(io.Writer, []string) bucketPrinter{
 	},
 }
 
+// meanDigits is how many digits of a mean are shown: those behind are what its sum
+// was rounded to. JSON has them all.
+const meanDigits = 12
+
+// figure is a figure as people read it: a mean without the noise of its sum, the
+// others, which are values that were measured, as they are.
+func figure(agg string, f float64) float64 {
+	if agg != "avg" {
+		return f
+	}
+	short, err := strconv.ParseFloat(strconv.FormatFloat(f, 'g', meanDigits, 64), 64)
+	if err != nil {
+		return f // what FormatFloat writes can be read, unless it rounds to infinity
+	}
+	return short
+}
+
 type bucketTable struct {
 	t    *table
 	aggs []string
@@ -68,7 +85,7 @@ func (p *bucketTable) bucket(b *api.Bucket) error {
 	row := []string{b.Time.String(), b.Sensor}
 	for _, a := range p.aggs {
 		f, _ := b.Figure(a)
-		row = append(row, number(f))
+		row = append(row, number(figure(a, f)))
 	}
 	p.t.row(row...)
 	return nil
@@ -85,7 +102,7 @@ func (p *bucketCSV) bucket(b *api.Bucket) error {
 	row := []string{b.Time.String(), b.Sensor}
 	for _, a := range p.aggs {
 		f, _ := b.Figure(a)
-		row = append(row, strconv.FormatFloat(f, 'g', -1, 64))
+		row = append(row, strconv.FormatFloat(figure(a, f), 'g', -1, 64))
 	}
 	return p.row(row)
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"math"
 	"strings"
 	"testing"
 
@@ -36,6 +37,25 @@ func TestBucketsPrintInEveryFormat(t *testing.T) {
 	}
 	if err := p.end(); err != nil || !strings.Contains(out.String(), "AVG") || !strings.Contains(out.String(), "21.5      6") {
 		t.Errorf("table is %q, %v", out.String(), err)
+	}
+}
+
+// TestMeansHaveNoNoise: a mean of tenths prints as one, and a value that was
+// measured keeps its digits.
+func TestMeansHaveNoNoise(t *testing.T) {
+	noisy := (0.1 + 0.2 + 0.3) / 2 // at run time 0.30000000000000004
+	noisy += 1e-17
+	for _, c := range []struct {
+		agg  string
+		in   float64
+		want string
+	}{
+		{"avg", 20.120000000000001, "20.12"}, {"avg", math.Nextafter(noisy, 1), "0.3"}, {"avg", 64.0 / 3, "21.3333333333"},
+		{"avg", math.MaxFloat64, "1.79769313486e+308"}, {"avg", -1e-9, "-0.000000001"}, {"max", 0.30000000000000004, "0.30000000000000004"},
+	} {
+		if got := number(figure(c.agg, c.in)); got != c.want {
+			t.Errorf("%s of %v prints as %s, want %s", c.agg, c.in, got, c.want)
+		}
 	}
 }
 

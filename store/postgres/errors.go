@@ -36,6 +36,12 @@ const (
 	codeUndefinedCol  = "42703"
 	codeLockTimeout   = "55P03"
 	codeStatement     = "57014" // statement timeout or a cancel request
+	codePassword      = "28P01"
+	codeAuthorization = "28000"
+	codeNoDatabase    = "3D000"
+	codeDiskFull      = "53100"
+	codeMemory        = "53200"
+	codeConnections   = "53300"
 )
 
 // sqlState returns the server's code of an error, "" if it is not the server's.
@@ -113,6 +119,16 @@ func explain(err error) error {
 		err = fmt.Errorf("%w: the tables are not those of the migrations, restore them or use an empty database", err)
 	case codeStatement:
 		err = fmt.Errorf("%w: the server is slow or the statement timeout too short for a batch", err)
+	case codePassword, codeAuthorization:
+		err = fmt.Errorf("%w: the server does not let this role in, look at its name and password in store.database and at the server's pg_hba.conf", err)
+	case codeNoDatabase:
+		err = fmt.Errorf("%w: create the database, or name the right one in store.database", err)
+	case codeConnections:
+		err = fmt.Errorf("%w: the server has no connection left, raise its max_connections (or the role's CONNECTION LIMIT) or lower store.connections of the nodes", err)
+	case codeDiskFull:
+		err = fmt.Errorf("%w: the server's disk is full, make room there", err)
+	case codeMemory:
+		err = fmt.Errorf("%w: the server is out of memory, lower flush.rows_max or give it more", err)
 	default:
 		if strings.HasPrefix(code, classResources) {
 			err = fmt.Errorf("%w: the server has no room or connection left", err)
