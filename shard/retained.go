@@ -184,7 +184,7 @@ func (s *Shard) answerRetained(body []byte) ([]byte, error) {
 	if err := s.Verify(); err != nil {
 		return nil, err
 	}
-	now := time.Now().UnixMicro()
+	now := s.clock.Micros(time.Now())
 	var b []byte
 	for i, f := range filters {
 		if i > 0 && len(b) > retainedBytesMax {
