@@ -311,6 +311,18 @@ func (p *publish) wanted() bool {
 	return what == answerSuccess
 }
 
+// route gives committed telemetry to its subscribers: of QoS 2 once, wherever the
+// client of a durable session sends it again.
+func (b *Broker) route(p *publish) {
+	c := p.conn
+	if p.QoS < 2 || !c.session.durable {
+		b.cluster.Publish(p.message(), session.Key{}, p.routed)
+		return
+	}
+	c.session.numbered(p.PacketID)
+	b.cluster.PublishOnce(c.ref, p.PacketID, p.message(), p.routed)
+}
+
 // routed takes the outcome of giving committed telemetry to its subscribers.
 func (p *publish) routed(err error) {
 	c := p.conn

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
-
-	"github.com/sluice-iot/sluice/session"
 )
 
 const (
@@ -50,7 +48,7 @@ func (c *conn) pump() {
 			c.b.submit(p)
 		}
 		for _, p := range routes {
-			c.b.cluster.Publish(p.message(), session.Key{}, p.routed)
+			c.b.route(p)
 		}
 		if len(out) > 0 {
 			c.write(out, shared, dead)

@@ -165,6 +165,37 @@ func TestAMessageOfQoS2IsDeliveredOnceAcrossReconnects(t *testing.T) {
 	}
 }
 
+func TestTelemetryOfQoS2ReachesSubscribersOnceAcrossReconnects(t *testing.T) {
+	m := newMemory()
+	b := start(t, Config{}, m)
+	sub, _ := dial(t, b, 4, "sub", connectOptions{})
+	sub.subscribe("devices/+/telemetry", 0)
+	kept, _ := dial(t, b, 4, "kept", connectOptions{keep: true})
+	kept.subscribe("devices/+/telemetry", 1)
+	p := pub{topic: topic1, payload: `{"n":1}`, qos: 2, id: 5}
+	c, _ := dial(t, b, 4, "c1", connectOptions{keep: true})
+	c.publish(p)
+	m.next(t).apply()
+	c.expect(packets.Pubrec, 5)
+	c.Close()
+	c, _ = dial(t, b, 4, "c1", connectOptions{keep: true})
+	p.dup = true
+	c.publish(p) // PUBREC did not arrive: the log finds a repeat
+	m.next(t).decide(telemetry.Result{Duplicate: 1})
+	c.expect(packets.Pubrec, 5)
+	c.ack(packets.Pubrel, 5)
+	c.expect(packets.Pubcomp, 5)
+	c.publish(pub{topic: topic1, payload: `{"n":2}`, qos: 2, id: 5}) // the id is free again
+	m.next(t).apply()
+	c.expect(packets.Pubrec, 5)
+	for _, want := range []string{`{"n":1}`, `{"n":2}`} {
+		sub.expectPayload(want)
+		kept.ack(packets.Puback, kept.expectPayload(want).PacketID)
+	}
+	sub.ping() // and nothing more
+	kept.ping()
+}
+
 func TestSessionExpires(t *testing.T) {
 	t.Parallel()
 	b := start(t, Config{SessionExpiryMax: time.Second}, newMemory())
