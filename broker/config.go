@@ -70,6 +70,11 @@ type Config struct {
 	// client without clean session gets exactly this. Default 24 h.
 	SessionExpiryMax time.Duration
 
+	// KeepAliveMax is the longest keep-alive of an MQTT 5 client: one that asks for
+	// more, or for none, is told this one (Server Keep Alive) and held to it. A 3.1.1
+	// client cannot be told and keeps its own. 0, the default, leaves it to the clients.
+	KeepAliveMax time.Duration
+
 	// SubscriptionsMax bounds the subscriptions of one client (0x97, 3.1.1: 0x80).
 	// Default 1000.
 	SubscriptionsMax int
@@ -118,6 +123,9 @@ const (
 	deliverWindow    = 256   // QoS 1 and 2 messages on the wire to one subscriber, below its own receive maximum
 	reasonBytesMax   = 256   // a reason string is for a person; it must not grow an ack
 )
+
+// KeepAliveMaxMax is the largest KeepAliveMax: it has 16 bits on the wire.
+const KeepAliveMaxMax = 65535 * time.Second
 
 func (c Config) withDefaults() Config {
 	if len(c.Endpoints) == 0 {
@@ -180,6 +188,8 @@ func (c Config) Validate() error {
 	bad(c.PacketBytesMax >= 1024 && c.PacketBytesMax <= 256<<20, "packet_bytes_max %d: want 1 KiB to 256 MiB", c.PacketBytesMax)
 	bad(c.PayloadBytesMax > 0 && uint32(c.PayloadBytesMax) <= c.PacketBytesMax, "payload_bytes_max %d: want 1 to packet_bytes_max (%d)", c.PayloadBytesMax, c.PacketBytesMax)
 	bad(c.ConnectBytesMax >= 256, "connect_bytes_max %d: want at least 256", c.ConnectBytesMax)
+	bad(c.KeepAliveMax == 0 || c.KeepAliveMax >= time.Second && c.KeepAliveMax <= KeepAliveMaxMax && c.KeepAliveMax%time.Second == 0,
+		"keep_alive_max %v: want whole seconds, 1s to %v, or 0 for what clients ask", c.KeepAliveMax, KeepAliveMaxMax)
 	bad(c.SessionExpiryMax >= time.Second, "session_expiry_max %v: want at least 1s", c.SessionExpiryMax)
 	for _, f := range []struct {
 		name  string

@@ -36,6 +36,7 @@ type conn struct {
 	assigned    bool // the broker made up the client id
 	problemInfo bool // the client wants reason strings
 	shortened   bool // expiry is less than the client asked for
+	hurried     bool // keepAlive is the server's, not what the client asked for
 
 	// Owned by the reader. Instants are counted from the start of the broker.
 	gated     bool          // holds the client id's gate

@@ -122,7 +122,8 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 	c.problemInfo = c.version == 5 && !(pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0)
 	c.packetMax = pk.Properties.MaximumPacketSize
 	switch {
-	case pk.ReservedBit != 0, p.PasswordFlag && !p.UsernameFlag && c.version < 5, pk.Properties.RequestProblemInfo > 1:
+	case pk.ReservedBit != 0, p.PasswordFlag && !p.UsernameFlag && c.version < 5, pk.Properties.RequestProblemInfo > 1, pk.Properties.RequestResponseInfo > 1,
+		pk.Properties.AuthenticationMethod == "" && len(pk.Properties.AuthenticationData) > 0:
 		return packets.ErrProtocolViolation
 	case pk.Properties.AuthenticationMethod != "":
 		return packets.ErrBadAuthenticationMethod
@@ -138,6 +139,9 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 		c.client, c.assigned = "auto-"+hex.EncodeToString(id[:]), true
 	}
 	c.keepAlive = time.Duration(p.Keepalive) * time.Second
+	if limit := c.b.cfg.KeepAliveMax; limit > 0 && c.version == 5 && (c.keepAlive == 0 || c.keepAlive > limit) {
+		c.keepAlive, c.hurried = limit, true
+	}
 	c.sendWindow = deliverWindow
 	if n := int(pk.Properties.ReceiveMaximum); n > 0 {
 		c.sendWindow = uint16(min(n, deliverWindow))
@@ -168,6 +172,9 @@ func (c *conn) appendWelcome(dst []byte, present bool) []byte {
 	props = binary.BigEndian.AppendUint32(append(props, packets.PropMaximumPacketSize), c.b.cfg.PacketBytesMax)
 	if c.shortened {
 		props = binary.BigEndian.AppendUint32(append(props, packets.PropSessionExpiryInterval), uint32(c.expiry/time.Second))
+	}
+	if c.hurried {
+		props = binary.BigEndian.AppendUint16(append(props, packets.PropServerKeepAlive), uint16(c.keepAlive/time.Second))
 	}
 	if c.assigned {
 		props = appendString(append(props, packets.PropAssignedClientID), c.client)

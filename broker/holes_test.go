@@ -344,6 +344,22 @@ func TestKeepAliveIsOneAndAHalf(t *testing.T) {
 	}
 }
 
+func TestServerKeepAliveIsToldAndKept(t *testing.T) {
+	t.Parallel()
+	b := start(t, Config{KeepAliveMax: time.Second}, newMemory())
+	for _, asked := range []uint16{0, 2, 600} {
+		c, ack := dial(t, b, 5, fmt.Sprint("c", asked), connectOptions{keepAlive: asked})
+		if p := &ack.Properties; !p.ServerKeepAliveFlag || p.ServerKeepAlive != 1 {
+			t.Errorf("a client that asks for %d s is told %+v", asked, ack.Properties)
+		}
+		c.closed(packets.ErrKeepAliveTimeout.Code)
+	}
+	if _, ack := dial(t, b, 5, "within", connectOptions{keepAlive: 1}); ack.Properties.ServerKeepAliveFlag {
+		t.Error("a client within the bound is told another one")
+	}
+	dial(t, b, 4, "old", connectOptions{keepAlive: 600}) // decodes a CONNACK of two bytes
+}
+
 func TestLongKeepAliveDoesNotOverflow(t *testing.T) { // 43,691 * 1.5 is 0 in mochi's 16 bits
 	t.Parallel()
 	b := start(t, Config{}, newMemory())

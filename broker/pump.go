@@ -9,9 +9,10 @@ import (
 )
 
 const (
-	closeTimeout  = time.Second            // for the last bytes to a client that is being closed
-	lingerTimeout = 250 * time.Millisecond // for it to read them: closing over unread input resets the connection
-	spareBytesMax = 16 << 10               // a write buffer larger than this is not kept
+	closeTimeout   = time.Second // for the last bytes to a client that is being closed
+	lingerTimeout  = time.Second // for it to read them: closing over unread input resets the connection
+	lingerBytesMax = 32 << 10    // answers to all that a window holds, and more
+	spareBytesMax  = 16 << 10    // a write buffer larger than this is not kept
 )
 
 // pump answers what is committed, admits what waits, writes what is gathered, and
@@ -218,10 +219,12 @@ func (c *conn) linger() {
 		return
 	}
 	buf := make([]byte, 512)
-	for range 64 { // a peer that keeps sending is not waited for
-		if _, err := c.Conn.Read(buf); err != nil {
+	for left := lingerBytesMax; left > 0; { // a peer that keeps sending is not waited for
+		n, err := c.Conn.Read(buf)
+		if err != nil {
 			return
 		}
+		left -= n
 	}
 }
 

@@ -207,6 +207,10 @@ func (c *conn) decode(pk *packets.Packet, first byte, body []byte) (err error) {
 	case packets.Unsubscribe:
 		return pk.UnsubscribeDecode(bytes.Clone(body))
 	case packets.Disconnect:
+		if c.version == 5 && len(body) == 1 { // a reason alone, which the decoder overlooks
+			pk.ReasonCode = body[0]
+			return nil
+		}
 		return pk.DisconnectDecode(body)
 	case packets.Reserved:
 		return packets.ErrMalformedPacket

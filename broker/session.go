@@ -28,6 +28,7 @@ type live struct {
 	subs   session.Filters[*subscriber]
 	conn   *conn       // once it has its CONNACK: messages may be written
 	gone   bool        // ended; nothing is queued any more
+	fenced bool        // a later owner has the session
 	unsent []*outgoing // QoS 1 and 2 messages waiting for the window
 	flight []*outgoing // sent, in order; the first is not acknowledged
 	sent   map[uint16]*outgoing
@@ -249,6 +250,10 @@ func (s *live) begin(b *Broker, c *conn) {
 		return
 	}
 	s.conn = c
+	if s.fenced { // before it had its CONNACK
+		c.fail(packets.ErrSessionTakenOver)
+		return
+	}
 	s.advance(b, time.Now())
 }
 
@@ -534,6 +539,7 @@ func (b *Broker) Fence(ref session.Ref) {
 	}
 	s.mu.Lock()
 	c := s.conn
+	s.fenced = true
 	s.mu.Unlock()
 	if c != nil {
 		c.fail(packets.ErrSessionTakenOver)

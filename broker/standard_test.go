@@ -137,6 +137,35 @@ func TestDisconnectMayShortenTheSessionAndKeepTheWill(t *testing.T) {
 	watch.quiet(50 * time.Millisecond)
 }
 
+func TestDisconnectWithAReasonAloneKeepsTheWill(t *testing.T) {
+	b := start(t, Config{}, newMemory())
+	watch, _ := dial(t, b, 5, "watch", connectOptions{})
+	watch.subscribe("will", 1)
+	c, _ := dial(t, b, 5, "c1", connectOptions{will: &packets.Packet{TopicName: "will", Payload: []byte("w")}})
+	c.send([]byte{0xE0, 1, 0x04})
+	watch.expectPayload("w")
+}
+
+func TestClientThatAnswersSlowlyReadsWhyItIsDisconnected(t *testing.T) {
+	const window = 200
+	b := start(t, Config{Window: window}, newMemory())
+	c, _ := dial(t, b, 5, "c1", connectOptions{})
+	for id := range uint16(window + 1) { // one more than the receive maximum
+		c.publish(pub{topic: "t", payload: "x", qos: 2, id: id + 1})
+	}
+	for {
+		pk := c.read()
+		if pk.FixedHeader.Type == packets.Disconnect {
+			if pk.ReasonCode != packets.ErrReceiveMaximum.Code {
+				t.Fatalf("disconnected for %s", describe(pk))
+			}
+			return
+		}
+		time.Sleep(time.Millisecond)
+		c.send([]byte{0x62, 2, byte(pk.PacketID >> 8), byte(pk.PacketID)})
+	}
+}
+
 func TestReasonsAreToldToMQTT5Only(t *testing.T) {
 	b := start(t, Config{}, newMemory())
 	for _, v := range []byte{4, 5} {

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/sluice-iot/sluice/broker"
 )
@@ -19,6 +20,8 @@ type MQTTConfig struct {
 	WebSocket WebSocketConfig `yaml:"websocket"`  //
 	ProxyFrom []string        `yaml:"proxy_from"` // networks of load balancers that send PROXY protocol v2
 	Limits    LimitsConfig    `yaml:"limits"`
+
+	KeepAliveMax time.Duration `yaml:"keep_alive_max"` // of MQTT 5 clients; 0: what they ask
 }
 
 // LimitsConfig bounds what clients of this node may ask per second.
@@ -87,6 +90,9 @@ func (c *MQTTConfig) validate(problem func(key, format string, args ...any)) {
 	if l := c.Limits; l.Connects < 1 || l.ClientPublishes < 0 || l.DevicePublishes < 0 {
 		problem("mqtt.limits", "are %v, %v and %v per second: use at least 1 connect, and 0 for no limit of publishes", l.Connects, l.ClientPublishes, l.DevicePublishes)
 	}
+	if k := c.KeepAliveMax; k != 0 && (k < time.Second || k > broker.KeepAliveMaxMax || k%time.Second != 0) {
+		problem("mqtt.keep_alive_max", "is %v: use whole seconds from 1s to %v, or 0s for what clients ask", k, broker.KeepAliveMaxMax)
+	}
 	if _, err := c.proxies(); err != nil {
 		problem("mqtt.proxy_from", "%v", err)
 	}
@@ -109,7 +115,7 @@ func (c *MQTTConfig) proxies() (out []netip.Prefix, err error) {
 
 // broker turns the configuration into that of the broker; certificates are loaded.
 func (c *MQTTConfig) broker(logger *slog.Logger) (broker.Config, error) {
-	cfg := broker.Config{Limits: broker.Limits{Connects: c.Limits.Connects, Identity: c.Limits.ClientPublishes, Device: c.Limits.DevicePublishes}}
+	cfg := broker.Config{KeepAliveMax: c.KeepAliveMax, Limits: broker.Limits{Connects: c.Limits.Connects, Identity: c.Limits.ClientPublishes, Device: c.Limits.DevicePublishes}}
 	proxies, err := c.proxies()
 	if err != nil {
 		return cfg, fmt.Errorf("mqtt.proxy_from: %w", err)
