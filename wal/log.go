@@ -38,7 +38,7 @@ type Log struct {
 	failed chan struct{}
 	down   atomic.Bool // err is set or closed; spares readers the lock
 
-	syncTook atomic.Int64 // nanoseconds, see SyncLatency
+	latency *latency
 
 	gmu    sync.RWMutex
 	groups map[uint32]*Group
@@ -78,7 +78,7 @@ func Open(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Log, err
 	l := &Log{
 		logger: logger, metrics: m, cfg: cfg, fs: cfg.FS, dir: cfg.Dir, lock: lock,
 		wake: make(chan struct{}, 1), failed: make(chan struct{}),
-		groups: map[uint32]*Group{}, segs: map[uint32]*segment{},
+		groups: map[uint32]*Group{}, segs: map[uint32]*segment{}, latency: newLatency(),
 		stop: make(chan struct{}), written: make(chan struct{}),
 	}
 	l.w.patience = cfg.Linger

@@ -296,27 +296,17 @@ func (l *Log) encode(buf []byte, it *item, last bool) []byte {
 	return appendEntry(buf, l.w.head.key, it.g.id, commit, flags, it.commit, it.log)
 }
 
-// syncWeight is how many syncs the mean of SyncLatency looks back.
-const syncWeight = 4
-
-// SyncLatency is how long the sync of a group commit has taken lately, a mean in
-// which the last four weigh two thirds.
-func (l *Log) SyncLatency() time.Duration { return time.Duration(l.syncTook.Load()) }
-
 // write writes one group commit at the head and syncs it.
 func (l *Log) write(buf []byte) error {
 	w := &l.w
 	if _, err := w.head.f.WriteAt(buf, w.off); err != nil {
 		return l.fail(fmt.Errorf("write group commit %d to segment %s: %w", w.commit+1, w.head.name, err))
 	}
-	start := time.Now()
+	l.latency.begin()
 	if err := l.sync(); err != nil {
 		return l.fail(fmt.Errorf("sync group commit %d in segment %s: %w", w.commit+1, w.head.name, err))
 	}
-	took := time.Since(start)
-	l.metrics.fsync.Observe(took.Seconds())
-	before := l.syncTook.Load() // written here alone
-	l.syncTook.Store(before + (int64(took)-before)/syncWeight)
+	l.metrics.fsync.Observe(l.latency.end().Seconds())
 	l.metrics.commits.Inc()
 	l.metrics.written.Add(float64(len(buf)))
 	w.off += int64(len(buf))
