@@ -29,7 +29,7 @@ const (
 	// candidateMax is how long a candidate may go on by itself: a few elections.
 	candidateMax   = 10 * time.Second
 	balanceEvery   = 2 * time.Second
-	diskEvery      = 250 * time.Millisecond // a disk shows itself by a few syncs, not by one
+	diskEvery      = 50 * time.Millisecond // half of what makes a sync slow
 	handOversATick = 2
 )
 

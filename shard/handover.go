@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -153,21 +154,15 @@ func (h *Host) near(s *hosted, peer string) bool {
 	return r.Err() == nil && !slow && last+nearMax >= s.raft.LastIndex()
 }
 
-// slowSync is from when on a disk is slow: a leader waits for its own sync before
-// it counts its vote for an entry, and for nothing else that long. Half of it ends
-// the state, so that a disk on the edge does not make leaderships wander.
-const slowSync = 100 * time.Millisecond
-
-// tendDisk looks at the log's syncs and gives leaderships away while they are slow.
-// Peers hear of it from AnswerAtOnce and hand nothing here meanwhile.
+// tendDisk gives leaderships away while the disk of the log is slow. Peers hear of
+// it from AnswerAtOnce and hand nothing here meanwhile.
 func (h *Host) tendDisk() {
-	if h.deps.SyncLatency == nil {
+	if h.deps.SlowDisk == nil {
 		return
 	}
-	took, slow := h.deps.SyncLatency(), h.slow.Load()
-	if now := took > slowSync || slow && took > slowSync/2; now != slow {
-		h.slow.Store(now)
-		h.logger.Warn("disk of the log", "slow", now, "sync", took)
+	if slow := h.deps.SlowDisk(); slow != h.slow.Load() {
+		h.slow.Store(slow)
+		h.logger.Warn("disk of the log", "slow", slow)
 	}
 	if h.slow.Load() {
 		h.relieve()
@@ -175,25 +170,40 @@ func (h *Host) tendDisk() {
 }
 
 // relieve gives leaderships away from a node with a slow disk, to replicas whose
-// disk is not. Where all are slow, they stay.
+// disk is not. Where all are slow, they stay. Each hand-over waits for syncs of that
+// disk, so they go together: one after the other they would take seconds.
 func (h *Host) relieve() {
+	var under sync.WaitGroup
+	defer under.Wait()
+	places := make(chan struct{}, relievesMax)
 	for _, s := range h.all() {
-		if h.ctx.Err() != nil {
-			return
-		}
 		if s.raft.State() != raft.Leader || s.readable.Load() == 0 {
 			continue
 		}
-		for _, p := range h.heirs(s) {
-			if !h.near(s, p) {
-				continue
-			}
-			if err := s.HandOver(p); err != nil {
-				s.logger.Debug("leadership stays on a slow disk", "peer", p, "err", err)
-				continue
-			}
-			h.metrics.handOvers.Inc()
-			break
+		places <- struct{}{}
+		under.Go(func() {
+			defer func() { <-places }()
+			h.relieveOne(s)
+		})
+	}
+}
+
+// relievesMax bounds the hand-overs at a time, each of them an election elsewhere.
+const relievesMax = 16
+
+func (h *Host) relieveOne(s *hosted) {
+	for _, p := range h.heirs(s) {
+		if h.ctx.Err() != nil {
+			return
 		}
+		if !h.near(s, p) {
+			continue
+		}
+		if err := s.HandOver(p); err != nil {
+			s.logger.Debug("leadership stays on a slow disk", "peer", p, "err", err)
+			continue
+		}
+		h.metrics.handOvers.Inc()
+		return
 	}
 }

@@ -121,9 +121,9 @@ type Deps struct {
 	// Draining reports whether a peer gives its leaderships away, so that none is
 	// handed to it; nil is nobody. It must not block.
 	Draining func(peer string) bool
-	// SyncLatency is how long the sync of the log takes lately; a node with a slow
-	// disk leads no shard if another can. nil: not known.
-	SyncLatency func() time.Duration
+	// SlowDisk reports whether the disk of the log is slow lately; the node leads no
+	// shard then if another can. nil: not known. It must not block.
+	SlowDisk func() bool
 	// Evicted reports whether a peer was replaced or removed for ever, so that no
 	// group waits for it; nil is nobody. It must not block.
 	Evicted func(peer string) bool

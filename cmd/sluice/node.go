@@ -225,7 +225,7 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit, Confirms: n.webhook != nil,
 		Draining: n.peerDraining, Ask: n.peers.Ask, Evicted: func(peer string) bool { return n.meta.State().Evicted[peer] },
-		SyncLatency: n.log.SyncLatency, Complete: n.complete, Drop: n.stores.drop, Settled: n.settled, Sessions: &n.sessions,
+		SlowDisk: n.log.Slow, Complete: n.complete, Drop: n.stores.drop, Settled: n.settled, Sessions: &n.sessions,
 	})
 	if err != nil {
 		return nil, err
