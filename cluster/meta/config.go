@@ -14,6 +14,9 @@ import (
 // Group is the id of the meta group on the transport and in the log.
 const Group uint32 = 0
 
+// appendEntriesMax is how many entries one message to a follower has at most.
+const appendEntriesMax = 64
+
 // Config of the meta group. Durations are wall time.
 type Config struct {
 	// Peer is this node's peer id. Required.
@@ -102,7 +105,7 @@ type Poker interface {
 	Poke(group uint32) error
 }
 
-// Deps are what the group runs on; all but Poker and Contacts are required.
+// Deps are what the group runs on; those without a word on nil are required.
 type Deps struct {
 	Stores    Stores
 	Snapshots raft.SnapshotStore
@@ -111,12 +114,15 @@ type Deps struct {
 	// Poker, when nil, leaves elections to raft's timers.
 	Poker Poker
 	// Contacts lists peers that may know the leader when this node does not:
-	// the live members of gossip. It must not block.
+	// the live members of gossip; nil: nobody. It must not block.
 	Contacts func() []string
 	// Alive reports whether a peer is running as far as this node can tell; the
 	// leader asks before it lets another incarnation take the peer's place. nil:
 	// nobody is. It must not block.
 	Alive func(peer string) bool
+	// SlowDisk reports whether the disk of the log is slow lately; this node does not
+	// lead then if another voter can. nil: not known. It must not block.
+	SlowDisk func() bool
 }
 
 func (d Deps) validate() error {
@@ -136,7 +142,7 @@ func (c Config) raft() *raft.Config {
 	rc.SnapshotInterval = c.SnapshotInterval
 	rc.SnapshotThreshold = c.SnapshotThreshold
 	rc.TrailingLogs = c.TrailingLogs
-	rc.MaxAppendEntries = 64
+	rc.MaxAppendEntries = appendEntriesMax
 	rc.ShutdownOnRemove = false // an evicted node keeps answering State until its process is stopped
 	rc.NoLegacyTelemetry = true
 	return rc

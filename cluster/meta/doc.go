@@ -9,7 +9,8 @@
 // its contacts.
 //
 // It owns one raft instance over the stores and the transport it is given, a
-// goroutine for its duties (membership, standing for election), a few that serve
+// goroutine for each of its duties (membership, standing for election, leaving a
+// slow disk), a few that serve
 // forwarded requests, and no file and no socket.
 //
 // # Invariants

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -113,6 +114,7 @@ type node struct {
 	snaps *raft.InmemSnapshotStore
 	tune  func(*meta.Config)
 	alive func(peer string) bool
+	slow  atomic.Bool // its disk
 	*meta.Meta
 }
 
@@ -159,7 +161,7 @@ func (n *node) start() {
 	}
 	p := port{n.w, peer, trans}
 	m, err := meta.Open(testLogger().With("node", string(n.spec.ID)), nil, cfg, meta.Deps{
-		Stores: n.log, Snapshots: n.snaps, Transport: trans, Forwarder: p, Poker: p, Contacts: n.w.peers, Alive: n.alive,
+		Stores: n.log, Snapshots: n.snaps, Transport: trans, Forwarder: p, Poker: p, Contacts: n.w.peers, Alive: n.alive, SlowDisk: n.slow.Load,
 	})
 	if err != nil {
 		n.t.Fatal(err)

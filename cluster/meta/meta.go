@@ -80,6 +80,7 @@ func Open(logger *slog.Logger, reg prometheus.Registerer, cfg Config, deps Deps)
 	m.observe()
 	m.wg.Go(func() { m.keepMembers(ctx) })
 	m.wg.Go(func() { m.keepLeader(ctx) })
+	m.wg.Go(func() { m.keepDisk(ctx) })
 	for range servers {
 		m.wg.Go(func() { m.serve(ctx) })
 	}

@@ -456,6 +456,19 @@ func TestHandOverMovesTheLeadership(t *testing.T) {
 	}
 }
 
+func TestLeaderLeavesASlowDisk(t *testing.T) {
+	ns := newWire().nodes(t, 3)
+	initialised(t, ns, 3)
+	old := leaderOf(t, ns)
+	others := slices.DeleteFunc(slices.Clone(ns), func(n *node) bool { return n == old })
+	others[0].slow.Store(true)
+	old.slow.Store(true)
+	eventually(t, "the one whose disk is well leads", func() bool { return leaderOf(t, ns) == others[1] })
+	if err := old.Propose(within(t, 20*time.Second), meta.SetFeature{Level: 2}); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestEvictedLeaderResignsAndIsRemoved(t *testing.T) {
 	ns := newWire().nodes(t, 4)
 	initialised(t, ns, 3)

@@ -27,6 +27,7 @@ type status struct {
 	ClusterID string `json:"cluster_id"`
 	Leader    string `json:"leader"`
 	Standing  bool   `json:"standing"` // in an election of its own
+	SlowDisk  bool   `json:"slow_disk,omitempty"`
 	Term      uint64 `json:"term"`
 	Last      uint64 `json:"last"`
 	Commit    uint64 `json:"commit"`
@@ -139,6 +140,7 @@ func (m *Meta) status() status {
 		ClusterID: m.State().ClusterID,
 		Leader:    m.Leader(),
 		Standing:  m.raft.State() == raft.Candidate,
+		SlowDisk:  m.slowDisk(),
 		Term:      m.raft.CurrentTerm(),
 		Last:      m.raft.LastIndex(),
 		Commit:    m.raft.CommitIndex(),

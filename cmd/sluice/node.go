@@ -188,7 +188,7 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	group.SetFloor(1<<64 - 1) // its state is in its snapshots: nothing else needs its log
 	n.meta, err = meta.Open(n.logger, n.registry, cfg, meta.Deps{
 		Stores: group, Snapshots: snaps, Transport: n.peers.Group(meta.Group),
-		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers, Alive: n.alive,
+		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers, Alive: n.alive, SlowDisk: n.log.Slow,
 	})
 	if err != nil {
 		return nil, err
