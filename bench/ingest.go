@@ -34,6 +34,7 @@ type Measure struct {
 	P99             float64            `json:"p99_ms"`
 	CPU             float64            `json:"cpu_us_per_message"` // all nodes together
 	LogBytes        float64            `json:"log_bytes_per_message_per_replica"`
+	SnapshotBytes   float64            `json:"snapshot_bytes_per_message_per_replica"`
 	BlockBytes      float64            `json:"block_bytes_per_message"`
 	BlockMessages   float64            `json:"messages_per_block"`
 	Stages          map[string]float64 `json:"cpu_share_by_stage,omitempty"`
@@ -135,6 +136,7 @@ func measure(ctx context.Context, c *devcluster.Cluster, l ingestLoad, prefix st
 	m.ReadingsPerSec = m.Rate * float64(load.Readings) * readingsPerMessage
 	m.CPU = (after.cpu - before.cpu).Seconds() * 1e6 / messages
 	m.LogBytes = (after.logBytes - before.logBytes) / messages / float64(len(c.Nodes()))
+	m.SnapshotBytes = (after.snapshotBytes - before.snapshotBytes) / messages / float64(len(c.Nodes()))
 	m.BlockBytes = (after.blockBytes - before.blockBytes) / messages
 	m.BlockMessages = messages / (after.blocks - before.blocks)
 	if prof != nil {
@@ -160,9 +162,9 @@ func addrs(c *devcluster.Cluster) []string {
 // Table writes measures for people.
 func Table(w io.Writer, ms []Measure) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%-24s %6s %8s %10s %9s %9s %8s %9s %9s %9s\n", "load", "conns", "window", "acked/s", "p50 ms", "p99 ms", "us/msg", "log B/msg", "blk B/msg", "msg/block")
+	fmt.Fprintf(&b, "%-24s %6s %8s %10s %9s %9s %8s %9s %10s %9s %9s\n", "load", "conns", "window", "acked/s", "p50 ms", "p99 ms", "us/msg", "log B/msg", "snap B/msg", "blk B/msg", "msg/block")
 	for _, m := range ms {
-		fmt.Fprintf(&b, "%-24s %6d %8d %10.0f %9.2f %9.2f %8.1f %9.1f %9.1f %9.1f\n", m.Name, m.Connections, m.Window, m.Rate, m.P50, m.P99, m.CPU, m.LogBytes, m.BlockBytes, m.BlockMessages)
+		fmt.Fprintf(&b, "%-24s %6d %8d %10.0f %9.2f %9.2f %8.1f %9.1f %10.1f %9.1f %9.1f\n", m.Name, m.Connections, m.Window, m.Rate, m.P50, m.P99, m.CPU, m.LogBytes, m.SnapshotBytes, m.BlockBytes, m.BlockMessages)
 	}
 	for _, m := range ms {
 		if len(m.Stages) > 0 {

@@ -228,7 +228,8 @@ func TestLogOfAStoppedNodeIsVerified(t *testing.T) {
 	}
 }
 
-// damage changes one byte in the middle of the written part of the first segment.
+// damage changes eight bytes in the middle of the written part of the first segment:
+// up to seven may be the padding of a record, which nobody reads.
 func damage(t *testing.T, data string) {
 	t.Helper()
 	out := sluice(t, "wal", "stat", data, "--json")
@@ -245,12 +246,14 @@ func damage(t *testing.T, data string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	var b [1]byte
+	var b [8]byte
 	at := st.Segments[0].Used / 2
 	if _, err := f.ReadAt(b[:], at); err != nil {
 		t.Fatal(err)
 	}
-	b[0] ^= 0x40
+	for i := range b {
+		b[i] ^= 0x40
+	}
 	if _, err := f.WriteAt(b[:], at); err != nil {
 		t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 // per node is bounded.
 type metrics struct {
 	snapshots        prometheus.Counter
+	snapshotBytes    prometheus.Counter
 	flushRows        prometheus.Counter
 	flushSeconds     prometheus.Histogram
 	flushErrors      prometheus.Counter
@@ -32,6 +33,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	f := promauto.With(reg)
 	return &metrics{
 		snapshots:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_snapshots_total", Help: "Snapshots taken by this node's replicas."}),
+		snapshotBytes:    f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_snapshot_written_bytes_total", Help: "Bytes of the snapshots taken by this node's replicas."}),
 		flushRows:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_rows_total", Help: "Rows written to the store by this node."}),
 		flushSeconds:     f.NewHistogram(prometheus.HistogramOpts{Name: "sluice_shard_flush_duration_seconds", Help: "Time from the first row gathered to the batch durable in the store.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
 		flushErrors:      f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_errors_total", Help: "Flushes that failed and are tried again."}),

@@ -172,6 +172,13 @@ func TestFollowerInstalledFromASnapshotFlushesWhatItCarries(t *testing.T) {
 		return carried > 0 || s.fsm.pending.durable > last && len(s.fsm.pending.blocks) == 0
 	})
 	t.Logf("%d blocks came with the snapshot", carried)
+	prefer := []string{late.peer} // or leadership goes back to a node that decides on no flush while its own store is away
+	for _, n := range c.nodes {
+		if n != late {
+			prefer = append(prefer, n.peer)
+		}
+	}
+	c.place(prefer, nil)
 	eventually(t, "it leads", func() bool {
 		if l := c.leader(0); l != nil && l != late {
 			if ls, ok := l.host.Shard(0); ok {

@@ -391,6 +391,7 @@ func (s *Shard) snapshot() error {
 	s.snapBytes.Store(meta.Size)
 	_ = rc.Close() // opened for its size only
 	s.metrics.snapshots.Inc()
+	s.metrics.snapshotBytes.Add(float64(meta.Size))
 	return nil
 }
 

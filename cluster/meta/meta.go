@@ -133,6 +133,13 @@ func (m *Meta) Leader() string {
 	return string(id)
 }
 
+// KnowsSnapshot reports whether a snapshot that a leader offers holds nothing that
+// is not committed here: it was delayed, or sent again. Installing it would take
+// back what was committed since.
+func (m *Meta) KnowsSnapshot(r *raft.InstallSnapshotRequest) bool {
+	return r.LastLogIndex <= m.raft.CommitIndex()
+}
+
 // IsLeader reports whether this node leads; it may just have been deposed.
 func (m *Meta) IsLeader() bool { return m.raft.State() == raft.Leader }
 

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/sluice-iot/sluice/cluster/meta"
 	"github.com/sluice-iot/sluice/cluster/placement"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -404,6 +406,9 @@ func TestSnapshotBringsALateNodeUpToDate(t *testing.T) {
 	late.start()
 	if err := late.Join(within(t, 10*time.Second), late.spec, unexpected(t)); err != nil {
 		t.Fatal(err)
+	}
+	if !late.KnowsSnapshot(&raft.InstallSnapshotRequest{LastLogIndex: 20}) || late.KnowsSnapshot(&raft.InstallSnapshotRequest{LastLogIndex: 1 << 20}) {
+		t.Error("a snapshot of what is committed is taken for a new one, or the other way round")
 	}
 	if got := late.State().Feature; got != 20 {
 		t.Errorf("late node is at level %d", got)
