@@ -129,7 +129,8 @@ func (d *Detector) Finish(s *DeviceState, r *Row, t int64) DeviceVerdict {
 		out.Open = s.any
 		return out
 	}
-	jointNats, tr := 0.0, None
+	var tr Transition
+	jointNats := 0.0
 	s.tick(t)
 	if len(r.sensors) >= partnersMin {
 		jointNats = d.together(s, r, t, &out)

@@ -84,7 +84,8 @@ func (r *receiver) of(device string) (refused int, taken []webhook.Event) {
 // hooked is a cluster whose nodes tell the receiver.
 func hooked(t *testing.T, r *receiver, environ ...string) *devcluster.Cluster {
 	return start(t, func(o *devcluster.Options) {
-		o.Environ = append(environ, "SLUICE_ALERTS_WEBHOOK_URL="+r.URL, "SLUICE_ALERTS_WEBHOOK_SECRET="+hookSecret)
+		o.Environ = append(o.Environ, environ...)
+		o.Environ = append(o.Environ, "SLUICE_ALERTS_WEBHOOK_URL="+r.URL, "SLUICE_ALERTS_WEBHOOK_SECRET="+hookSecret)
 	})
 }
 

@@ -86,7 +86,7 @@ func TestWriterKilledAtEveryMessageOfItsTransaction(t *testing.T) {
 			break // it has fewer messages
 		}
 		if k%2 == 0 {
-			kinds += string(rune(relay.kind.Load()))
+			kinds += string(relay.kind.Load())
 		}
 	}
 	t.Logf("killed at each of the messages %s, before and after; %d times it had committed", kinds, inTime)
