@@ -54,19 +54,25 @@ func damage(h harm) func(context.Context, *Run) error {
 		if err := spoil(n.Data, h, r.rng); err != nil {
 			return err
 		}
-		before, err := r.said(victim, 0)
-		if err != nil {
-			return err
-		}
-		r.strikes()
-		if err := n.Start(); err != nil {
-			return err
-		}
-		if err := r.notices(ctx, victim, len(before)); err != nil {
+		if _, err := r.startDamaged(ctx, victim); err != nil {
 			return err
 		}
 		return r.rebuilt(ctx)
 	}
+}
+
+// startDamaged starts a node whose disk was spoiled, waits until it has said so, and
+// returns how much it had said before.
+func (r *Run) startDamaged(ctx context.Context, victim int) (before int, err error) {
+	said, err := r.said(victim, 0)
+	if err != nil {
+		return 0, err
+	}
+	r.strikes()
+	if err := r.Cluster.Nodes()[victim].Start(); err != nil {
+		return 0, err
+	}
+	return len(said), r.notices(ctx, victim, len(said))
 }
 
 // notices waits until a node has said that it is damaged.
@@ -220,21 +226,14 @@ func damageSnapshot(h harm) func(context.Context, *Run) error {
 		if err := spoilSnapshots(dir, h, r.rng); err != nil {
 			return err
 		}
-		before, err := r.said(victim, 0)
+		before, err := r.startDamaged(ctx, victim)
 		if err != nil {
-			return err
-		}
-		r.strikes()
-		if err := n.Start(); err != nil {
-			return err
-		}
-		if err := r.notices(ctx, victim, len(before)); err != nil {
 			return err
 		}
 		if err := r.rebuilt(ctx); err != nil {
 			return err
 		}
-		after, err := r.said(victim, len(before))
+		after, err := r.said(victim, before)
 		if err != nil {
 			return err
 		}

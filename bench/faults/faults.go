@@ -175,8 +175,10 @@ func failedSync(ctx context.Context, r *Run) error {
 	return r.startNodes(victim)
 }
 
-// slowFor is how long a disk is slow: long enough for a leader to be given up.
-const slowFor = 10 * time.Second
+const (
+	slowFor = 10 * time.Second // long enough for a leader to be given up
+	slowP99 = time.Second      // of the acknowledgements meanwhile
+)
 
 func slowSync(ctx context.Context, r *Run) error {
 	most, err := r.busiest(ctx)
@@ -195,9 +197,17 @@ func slowSync(ctx context.Context, r *Run) error {
 		}
 	}
 	r.Disks[most].Heal()
-	r.note = fmt.Sprintf("p99 %v, the slow node led %d of %d shards at the end",
-		r.fleet.probes.latency(began.Add(time.Second), time.Now(), 0.99).Round(time.Millisecond), leads, len(st.Shards))
-	return err
+	p99 := r.fleet.probes.latency(began, time.Now(), 0.99)
+	r.note = fmt.Sprintf("p99 %v, the slow node led %d of %d shards at the end", p99.Round(time.Millisecond), leads, len(st.Shards))
+	switch {
+	case err != nil:
+		return err
+	case leads > 0:
+		return fmt.Errorf("the node whose disk is slow leads %d shards after %v", leads, slowFor)
+	case p99 > slowP99:
+		return fmt.Errorf("p99 of acknowledgements is %v while a disk is slow, %v is allowed", p99, slowP99)
+	}
+	return nil
 }
 
 func killDatabase(ctx context.Context, r *Run) error {

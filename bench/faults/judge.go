@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"os/exec"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -269,25 +268,14 @@ func (r *Run) mismatches(ctx context.Context, res *Result) {
 
 // metricsOf sums the samples of every metric of a node.
 func metricsOf(ctx context.Context, n *devcluster.Node) (map[string]float64, error) {
-	cl, err := n.Client()
+	series, err := seriesOf(ctx, n)
 	if err != nil {
 		return nil, err
 	}
-	defer cl.Close()
-	b, err := cl.Metrics(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("metrics of %s: %w", n.ID, err)
-	}
 	out := map[string]float64{}
-	for line := range bytes.Lines(b) {
-		f := strings.Fields(string(line))
-		if len(f) != 2 || f[0] == "#" {
-			continue
-		}
-		name, _, _ := strings.Cut(f[0], "{")
-		if v, err := strconv.ParseFloat(f[1], 64); err == nil {
-			out[name] += v
-		}
+	for id, v := range series {
+		name, _, _ := strings.Cut(id, "{")
+		out[name] += v
 	}
 	return out, nil
 }
