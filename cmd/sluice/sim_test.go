@@ -231,7 +231,7 @@ func (w *simWorld) strike() {
 		w.net.Block(hosts[0], hosts[1])
 	case 7:
 		w.say("clog")
-		w.clog(hosts)
+		w.net.Clog(hosts, w.rng, w.upTo)
 	case 8:
 		w.say("pause of %s", a.id) // nothing in, nothing out, and then all at once
 		w.net.Split([]string{a.host}, hosts)
@@ -267,27 +267,6 @@ func (w *simWorld) away(loss bool, rng *rand.Rand, nodes ...*simNode) {
 	for _, n := range nodes {
 		n.start()
 		time.Sleep(w.upTo(time.Second))
-	}
-}
-
-// clog blocks links one by one and releases them in another order.
-func (w *simWorld) clog(hosts []string) {
-	var links [][2]string
-	for _, a := range hosts {
-		for _, b := range hosts {
-			if a != b && w.rng.IntN(2) == 0 {
-				links = append(links, [2]string{a, b})
-			}
-		}
-	}
-	for _, l := range links {
-		w.net.Block(l[0], l[1])
-		time.Sleep(w.upTo(300 * time.Millisecond))
-	}
-	w.rng.Shuffle(len(links), func(i, k int) { links[i], links[k] = links[k], links[i] })
-	for _, l := range links {
-		time.Sleep(w.upTo(time.Second))
-		w.net.Release(l[0], l[1])
 	}
 }
 

@@ -54,6 +54,28 @@ func (n *Net) Block(from, to string) { n.set(from, to, true) }
 // Release lets it go again.
 func (n *Net) Release(from, to string) { n.set(from, to, false) }
 
+// Clog blocks some of the links between hosts one by one and releases them in another
+// order, with pauses that upTo draws.
+func (n *Net) Clog(hosts []string, rng *rand.Rand, upTo func(time.Duration) time.Duration) {
+	var links []link
+	for _, a := range hosts {
+		for _, b := range hosts {
+			if a != b && rng.IntN(2) == 0 {
+				links = append(links, link{a, b})
+			}
+		}
+	}
+	for _, l := range links {
+		n.Block(l.from, l.to)
+		time.Sleep(upTo(300 * time.Millisecond))
+	}
+	rng.Shuffle(len(links), func(i, k int) { links[i], links[k] = links[k], links[i] })
+	for _, l := range links {
+		time.Sleep(upTo(time.Second))
+		n.Release(l.from, l.to)
+	}
+}
+
 func (n *Net) set(from, to string, blocked bool) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

@@ -194,7 +194,7 @@ func (w *world) strike() {
 		w.net.Block(peers[0], peers[1])
 	case 7:
 		w.say("clog")
-		w.clog(peers)
+		w.net.Clog(peers, w.rng, w.upTo)
 	case 8:
 		w.say("pause of %s", a.peer) // nothing in, nothing out, and then all at once
 		w.net.Split([]string{a.peer}, peers)
@@ -228,27 +228,6 @@ func (w *world) away(loss bool, rng *rand.Rand, nodes ...*node) {
 	for _, n := range nodes {
 		n.start()
 		time.Sleep(w.upTo(time.Second))
-	}
-}
-
-// clog blocks links one by one and releases them in another order.
-func (w *world) clog(peers []string) {
-	var links [][2]string
-	for _, a := range peers {
-		for _, b := range peers {
-			if a != b && w.rng.IntN(2) == 0 {
-				links = append(links, [2]string{a, b})
-			}
-		}
-	}
-	for _, l := range links {
-		w.net.Block(l[0], l[1])
-		time.Sleep(w.upTo(300 * time.Millisecond))
-	}
-	w.rng.Shuffle(len(links), func(i, k int) { links[i], links[k] = links[k], links[i] })
-	for _, l := range links {
-		time.Sleep(w.upTo(time.Second))
-		w.net.Release(l[0], l[1])
 	}
 }
 
