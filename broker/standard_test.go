@@ -166,6 +166,14 @@ func TestClientThatAnswersSlowlyReadsWhyItIsDisconnected(t *testing.T) {
 	}
 }
 
+func TestEnhancedAuthenticationIsRefused(t *testing.T) {
+	b := start(t, Config{}, newMemory())
+	props := appendString([]byte{packets.PropAuthenticationMethod}, "SCRAM-SHA-1")
+	if _, ack := dial(t, b, 5, "c1", connectOptions{props: props, wantRefuse: true}); ack.ReasonCode != packets.ErrBadAuthenticationMethod.Code {
+		t.Fatalf("got %s", describe(ack))
+	}
+}
+
 func TestReasonsAreToldToMQTT5Only(t *testing.T) {
 	b := start(t, Config{}, newMemory())
 	for _, v := range []byte{4, 5} {
