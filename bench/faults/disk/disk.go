@@ -30,6 +30,7 @@ type Fault struct {
 	Suffix string        // of the file's path; "" is every file
 	Errno  syscall.Errno // 0 only delays
 	Delay  time.Duration
+	After  int // so many are spared first
 	Count  int // how often; 0 is until Heal
 }
 
@@ -51,6 +52,7 @@ type Disk struct {
 	full   bool
 	cut    bool
 	lies   bool
+	left   int               // changes until the power goes; negative is never
 	gens   map[uint64]uint64 // of inode numbers, which the backing file system uses again
 }
 
@@ -65,7 +67,7 @@ func newDisk(backing, mountpoint string) (*Disk, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Disk{backing: backing, mountpoint: mountpoint, j: j, gens: map[uint64]uint64{}}, nil
+	return &Disk{backing: backing, mountpoint: mountpoint, j: j, left: -1, gens: map[uint64]uint64{}}, nil
 }
 
 // Root is the backing directory of the mounted files, for whoever looks at or
@@ -120,6 +122,21 @@ func (d *Disk) Cut() {
 	d.cut = true
 }
 
+// CutAfter takes the power away in place of the change after the next n, where
+// a change is a write, a sync, or what makes, renames, shortens or removes a name.
+func (d *Disk) CutAfter(n int) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.left = n
+}
+
+// IsCut reports whether the power is gone.
+func (d *Disk) IsCut() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.cut
+}
+
 // Restore gives the power back to a disk that was Cut and is used by nobody,
 // without what was not durable. See the package comment for rng.
 func (d *Disk) Restore(rng *rand.Rand) (Loss, error) {
@@ -129,7 +146,7 @@ func (d *Disk) Restore(rng *rand.Rand) (Loss, error) {
 		return Loss{}, errors.New("restore a disk that was not cut")
 	}
 	l, err := d.j.lose(rng)
-	d.cut = false
+	d.cut, d.left = false, -1
 	return l, err
 }
 
@@ -148,6 +165,11 @@ func (d *Disk) strike(op Op, path func() string) syscall.Errno {
 			rest = append(rest, f)
 			continue
 		}
+		if f.After > 0 {
+			f.After--
+			rest = append(rest, f)
+			continue
+		}
 		errno, delay = f.Errno, max(delay, f.Delay)
 		if f.Count != 1 {
 			f.Count = max(f.Count-1, 0)
@@ -163,10 +185,14 @@ func (d *Disk) strike(op Op, path func() string) syscall.Errno {
 	return errno
 }
 
-// alive runs f under the lock unless the power is cut.
+// alive runs a change under the lock unless the power is cut.
 func (d *Disk) alive(f func() error) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	if d.left == 0 {
+		d.cut = true
+	}
+	d.left = max(d.left-1, -1)
 	if d.cut {
 		return syscall.EIO
 	}

@@ -207,9 +207,16 @@ func TestFaultsFailWhatTheyNameAndHeal(t *testing.T) {
 	if took := time.Since(began); took < 30*time.Millisecond {
 		t.Errorf("a slow sync took %v", took)
 	}
+	d.Heal()
+	d.Inject(Fault{Op: OpSync, Errno: syscall.EIO, After: 2, Count: 1})
+	for i, want := range []error{nil, nil, syscall.EIO, nil} {
+		if err := f.Sync(); !errors.Is(err, want) {
+			t.Errorf("sync %d: %v, want %v", i, err, want)
+		}
+	}
 	must(t, f.Close())
-	if s := d.Stats(); s.Failed != 2 {
-		t.Errorf("%+v, want 2 failed operations", s)
+	if s := d.Stats(); s.Failed != 3 {
+		t.Errorf("%+v, want 3 failed operations", s)
 	}
 }
 
@@ -226,6 +233,29 @@ func TestCutDiskTakesNothingUntilItIsRestored(t *testing.T) {
 	must(t, err)
 	put(t, at+"/f", "x", true, true)
 	want(t, at+"/f", "x")
+}
+
+func TestPowerGoesAfterSoManyChanges(t *testing.T) {
+	d, at := mount(t)
+	f, err := os.Create(at + "/f")
+	must(t, err)
+	d.CutAfter(2)
+	_, err = f.WriteAt([]byte("x"), 0)
+	must(t, errors.Join(err, f.Sync()))
+	if d.IsCut() {
+		t.Error("the power went early")
+	}
+	flush, err := os.Open(at)
+	must(t, err)
+	if err := flush.Sync(); !errors.Is(err, syscall.EIO) || !d.IsCut() {
+		t.Errorf("third change: %v, want EIO", err)
+	}
+	must(t, errors.Join(flush.Close(), f.Close()))
+	_, err = d.Restore(nil)
+	must(t, err)
+	if _, err := os.Stat(at + "/f"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("a name that was not synced is there: %v", err)
+	}
 }
 
 func TestCloseEndsAMountThatIsInUse(t *testing.T) {
