@@ -40,6 +40,7 @@ type preparer struct {
 	changed *sync.Cond
 	ready   []*segment // in order of sequence
 	reuse   []*segment // empty, their names and headers are from an earlier life
+	begun   *segment   // of reuse, renamed by an attempt that found no space
 	next    uint64     // sequence of the next segment to prepare
 	want    int        // how many to have ready
 	full    bool
@@ -185,10 +186,10 @@ func (p *preparer) step() (more bool, err error) {
 	var old *segment
 	short := len(p.ready) < p.want
 	surplus := len(p.ready) + len(p.reuse) - p.want - p.l.cfg.SpareSegments
-	if n := len(p.reuse); n > 0 {
-		old = p.reuse[n-1]
+	if len(p.reuse) > 0 {
+		old = p.nextOld()
 		if old.bytes != p.l.cfg.SegmentBytes || surplus > 0 {
-			p.reuse = p.reuse[:n-1]
+			p.reuse, p.begun = removeSegment(p.reuse, old), nil
 			p.mu.Unlock()
 			return true, p.discard(old)
 		}
@@ -207,6 +208,7 @@ func (p *preparer) step() (more bool, err error) {
 			p.l.logger.Warn("disk is full, intake pauses", "dir", p.l.dir, "prepared", len(p.ready), "err", err)
 		}
 		p.setFull(true)
+		p.begun = old
 		return false, nil
 	}
 	if errors.Is(err, ErrClosed) {
@@ -219,13 +221,22 @@ func (p *preparer) step() (more bool, err error) {
 	p.l.metrics.prepared.Set(float64(len(p.ready)))
 	p.next++
 	if old != nil {
-		p.reuse = removeSegment(p.reuse, old)
+		p.reuse, p.begun = removeSegment(p.reuse, old), nil
 	}
 	if p.full && len(p.ready) > reserveSegments {
 		p.l.logger.Info("disk has room again, intake resumes", "dir", p.l.dir)
 		p.setFull(false)
 	}
 	return true, nil
+}
+
+// nextOld is the recycled segment to go on with: the one that an attempt without
+// space has left under a name that the next segment takes, if there is one.
+func (p *preparer) nextOld() *segment {
+	if p.begun != nil {
+		return p.begun
+	}
+	return p.reuse[len(p.reuse)-1]
 }
 
 func removeSegment(list []*segment, s *segment) []*segment {
@@ -278,7 +289,7 @@ func (p *preparer) make(old *segment, seq uint64) (*segment, error) {
 	if err != nil {
 		return nil, fmt.Errorf("prepare log segment %s: %w", s.name, err)
 	}
-	if err := p.title(s, spare); err != nil {
+	if err := p.title(s, spare, old); err != nil {
 		if old == nil {
 			_ = s.f.Close()
 		}
@@ -290,14 +301,12 @@ func (p *preparer) make(old *segment, seq uint64) (*segment, error) {
 // retitle turns a recycled segment into a spare, durably: its header must not
 // change while its name may still be that of a segment.
 func (p *preparer) retitle(old *segment, spare string) error {
-	path := filepath.Join(p.l.dir, old.name)
-	if path == spare { // an earlier attempt came this far
-		return nil
+	if path := filepath.Join(p.l.dir, old.name); path != spare { // else an earlier attempt came this far
+		if err := p.l.fs.Rename(path, spare); err != nil {
+			return err
+		}
+		old.name = filepath.Base(spare)
 	}
-	if err := p.l.fs.Rename(path, spare); err != nil {
-		return err
-	}
-	old.name = filepath.Base(spare)
 	return p.l.fs.SyncDir(p.l.dir)
 }
 
@@ -333,8 +342,9 @@ func (p *preparer) create(s *segment, spare string) (err error) {
 	return nil
 }
 
-// title writes the header and gives the spare its name.
-func (p *preparer) title(s *segment, spare string) error {
+// title writes the header and gives the spare, which old has been if it is not
+// nil, its name. All that a sync that failed could have lost is written again.
+func (p *preparer) title(s *segment, spare string, old *segment) error {
 	if _, err := s.f.WriteAt(s.encode(), 0); err != nil {
 		return err
 	}
@@ -343,6 +353,9 @@ func (p *preparer) title(s *segment, spare string) error {
 	}
 	if err := p.l.fs.Rename(spare, filepath.Join(p.l.dir, s.name)); err != nil {
 		return err
+	}
+	if old != nil {
+		old.name = s.name
 	}
 	return p.l.fs.SyncDir(p.l.dir)
 }
