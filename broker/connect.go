@@ -18,7 +18,8 @@ var errNotConnect = errors.New("first packet is not CONNECT")
 
 // readConnect reads the first packet. Memory grows with what has arrived, not with
 // what the length promises, and what the client sent behind its CONNECT is kept.
-func (c *conn) readConnect() (pk packets.Packet, err error) {
+// What is wrong with a CONNECT that can be answered is the fault.
+func (c *conn) readConnect() (pk packets.Packet, fault packets.Code, err error) {
 	buf := make([]byte, 0, 512)
 	for {
 		if len(buf) == cap(buf) {
@@ -27,19 +28,22 @@ func (c *conn) readConnect() (pk packets.Packet, err error) {
 		n, err := c.Conn.Read(buf[len(buf):cap(buf)])
 		buf = buf[:len(buf)+n]
 		if len(buf) > 0 && buf[0] != packets.Connect<<4 {
-			return pk, errNotConnect
+			return pk, fault, errNotConnect
 		}
 		body, size, ok := frame(buf)
 		if body < 0 || size > c.b.cfg.ConnectBytesMax {
-			return pk, fmt.Errorf("CONNECT of %d bytes: %w", size, packets.ErrPacketTooLarge)
+			return pk, fault, fmt.Errorf("CONNECT of %d bytes: %w", size, packets.ErrPacketTooLarge)
 		}
 		if ok {
 			c.partial = bytes.Clone(buf[size:])
 			pk.FixedHeader = packets.FixedHeader{Type: packets.Connect, Remaining: size - body}
-			return pk, pk.ConnectDecode(buf[body:size:size])
+			if err := pk.ConnectDecode(buf[body:size:size]); err != nil {
+				return pk, fault, err
+			}
+			return pk, connectFault(&pk, buf[body:size]), nil
 		}
 		if err != nil {
-			return pk, fmt.Errorf("read CONNECT: %w", err)
+			return pk, fault, fmt.Errorf("read CONNECT: %w", err)
 		}
 	}
 }
@@ -62,9 +66,12 @@ func frame(b []byte) (body, size int, ok bool) {
 
 // admit decides whether a client may connect, and fills in what the connection
 // knows of it. It returns with the client id's gate locked on success.
-func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet) packets.Code {
+func (b *Broker) admit(ctx context.Context, c *conn, pk *packets.Packet, fault packets.Code) packets.Code {
 	if code := c.greet(pk); code != packets.CodeSuccess {
 		return code
+	}
+	if fault != packets.CodeSuccess {
+		return fault
 	}
 	if code := b.queue(ctx, c); code != packets.CodeSuccess {
 		return code
@@ -122,7 +129,7 @@ func (c *conn) greet(pk *packets.Packet) packets.Code {
 	c.problemInfo = c.version == 5 && !(pk.Properties.RequestProblemInfoFlag && pk.Properties.RequestProblemInfo == 0)
 	c.packetMax = pk.Properties.MaximumPacketSize
 	switch {
-	case pk.ReservedBit != 0, p.PasswordFlag && !p.UsernameFlag && c.version < 5, pk.Properties.RequestProblemInfo > 1, pk.Properties.RequestResponseInfo > 1,
+	case pk.ReservedBit != 0, p.PasswordFlag && !p.UsernameFlag && c.version < 5,
 		pk.Properties.AuthenticationMethod == "" && len(pk.Properties.AuthenticationData) > 0:
 		return packets.ErrProtocolViolation
 	case pk.Properties.AuthenticationMethod != "":

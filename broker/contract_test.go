@@ -100,3 +100,27 @@ func TestMochiEncodesNothingForUs(t *testing.T) { // CONNACK is ours; this is wh
 		t.Errorf("got %x, %+v", p, pk)
 	}
 }
+
+func TestMochiAcceptsWhatTheStandardForbids(t *testing.T) { // what it refuses one day, wellformed.go need not look for
+	twice := []byte{4, packets.PropPayloadFormat, 1, packets.PropPayloadFormat, 7}
+	pk := packets.Packet{ProtocolVersion: 5, FixedHeader: packets.FixedHeader{Type: packets.Publish}}
+	if err := pk.PublishDecode(append(appendString(nil, "a"), twice...)); err != nil {
+		t.Errorf("a property twice, with a value it cannot have: %v", err)
+	}
+	pk = packets.Packet{ProtocolVersion: 5, FixedHeader: packets.FixedHeader{Type: packets.Publish}}
+	if err := pk.PublishDecode(append(append(appendString(nil, "a"), 4), text(packets.PropContentType, "xxx")...)); err != nil {
+		t.Errorf("a property longer than the properties: %v", err)
+	}
+	pk = packets.Packet{ProtocolVersion: 5, FixedHeader: packets.FixedHeader{Type: packets.Subscribe}}
+	if err := pk.SubscribeDecode(append(append([]byte{0, 1, 0}, appendString(nil, "a")...), 0xf5)); err != nil {
+		t.Errorf("retain handling 3 and reserved bits: %v", err)
+	}
+	pk = packets.Packet{ProtocolVersion: 5, FixedHeader: packets.FixedHeader{Type: packets.Puback, Remaining: 5}}
+	if err := pk.PubackDecode([]byte{0, 1, 0, 0, 9}); err != nil {
+		t.Errorf("bytes behind a PUBACK: %v", err)
+	}
+	pk = packets.Packet{FixedHeader: packets.FixedHeader{Type: packets.Connect}}
+	if err := pk.ConnectDecode(connectPacket(4, "c", connectOptions{user: "\xff"})[2:]); err != nil {
+		t.Errorf("a user name that is no text: %v", err)
+	}
+}

@@ -176,12 +176,12 @@ func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint, place *lis
 		return packets.CodeSuccess, err
 	}
 	c.Conn = carrier
-	pk, err := c.readConnect()
+	pk, fault, err := c.readConnect()
 	if err != nil {
 		return packets.CodeSuccess, err
 	}
 	b.halfOpen.remove(place) // it has said who it is: now it waits its turn, and is not pushed out
-	if code := b.admit(ctx, c, &pk); code != packets.CodeSuccess {
+	if code := b.admit(ctx, c, &pk, fault); code != packets.CodeSuccess {
 		return code, nil
 	}
 	c.seen = b.elapsed()

@@ -167,6 +167,9 @@ func (c *conn) handle(first byte, body []byte) error {
 	if err := c.decode(&pk, first, body); err != nil {
 		return err
 	}
+	if code := packetFault(c.version, first, body); code != packets.CodeSuccess {
+		return code
+	}
 	switch c.handlePacket(&pk) {
 	case goodbye:
 		return errGoodbye

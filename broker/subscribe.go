@@ -95,18 +95,16 @@ func subscriptionOf(s *packets.Subscription) session.Subscription {
 }
 
 func (c *conn) subscribe(sub session.Subscription) (packets.Code, grant) {
-	filter, shared := sub.Filter, false
+	filter := sub.Filter
 	if rest, ok := strings.CutPrefix(filter, sharePrefix); ok {
 		group, inner, found := strings.Cut(rest, "/")
 		if !found || group == "" || strings.ContainsAny(group, "+#") {
 			return packets.ErrTopicFilterInvalid, grant{}
 		}
-		filter, shared = inner, true
+		filter = inner
 	}
 	switch {
-	case !validFilter(filter), strings.HasPrefix(filter, "$") && !strings.HasPrefix(filter, sysPrefix), sub.RetainHandling > 2:
-		return packets.ErrTopicFilterInvalid, grant{}
-	case shared && sub.NoLocal:
+	case !validFilter(filter), strings.HasPrefix(filter, "$") && !strings.HasPrefix(filter, sysPrefix):
 		return packets.ErrTopicFilterInvalid, grant{}
 	case !c.b.allow(c, ActionSubscribe, filter):
 		return packets.ErrNotAuthorized, grant{}
