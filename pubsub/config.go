@@ -60,7 +60,7 @@ const (
 	outboxBytesDefault = 16 << 20
 
 	pullVersion    = 1
-	forwardVersion = 1
+	forwardVersion = 2
 	kickVersion    = 1
 )
 

@@ -25,6 +25,7 @@ type Hub struct {
 	board   *board
 	routes  *routes
 	local   atomic.Pointer[Local]
+	once    once
 
 	mu      sync.Mutex
 	peers   map[string]*peer

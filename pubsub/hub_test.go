@@ -355,7 +355,7 @@ func TestASharedGroupHasOneReceiverInTheWholeCluster(t *testing.T) {
 	f.nodes[1].hub.Unsubscribe(key)
 	f.nodes[2].subscribe("end") // all nodes know by then what was announced before
 	eventually(t, "the members are known to be gone", func() bool {
-		r := f.nodes[2].hub.routes.find("s/x", f.nodes[2].hub.reachable)
+		r := f.nodes[2].hub.routes.find("s/x", 0, f.nodes[2].hub.reachable)
 		return len(r.peers) == 1
 	})
 }
@@ -373,7 +373,7 @@ func TestANodeThatWasAwayLearnsWhatChangedMeanwhile(t *testing.T) {
 	f.nodes[2].cut.Store(false)
 	eventually(t, "the node has caught up", func() bool {
 		r := f.nodes[2].hub.routes
-		return len(r.find("meanwhile", f.nodes[2].hub.reachable).peers) == 1 && len(r.find("before", f.nodes[2].hub.reachable).peers) == 0
+		return len(r.find("meanwhile", 0, f.nodes[2].hub.reachable).peers) == 1 && len(r.find("before", 0, f.nodes[2].hub.reachable).peers) == 0
 	})
 	f.nodes[2].publish("meanwhile", "x")
 	eventually(t, "the message arrives", func() bool { return slices.Contains(f.nodes[0].received(), "x") })
@@ -387,7 +387,7 @@ func TestARestartedNodeBeginsWithoutItsOldFilters(t *testing.T) {
 	f.nodes[1].synced()
 	f.nodes[1].subscribe("new")
 	r := f.nodes[0].hub.routes
-	if len(r.find("old", f.nodes[0].hub.reachable).peers) != 0 || len(r.find("new", f.nodes[0].hub.reachable).peers) != 1 {
+	if len(r.find("old", 0, f.nodes[0].hub.reachable).peers) != 0 || len(r.find("new", 0, f.nodes[0].hub.reachable).peers) != 1 {
 		t.Fatal("the index still has what the node's earlier process announced")
 	}
 }
@@ -627,7 +627,7 @@ func TestANewLeaderIsFirstHeardOfWithItsFilters(t *testing.T) {
 	if _, err := r.decodeNews(news, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
-	if got := r.find("devices/d/commands", func(string, bool) bool { return true }); len(got.shards) != 1 {
+	if got := r.find("devices/d/commands", 0, func(string, bool) bool { return true }); len(got.shards) != 1 {
 		t.Errorf("a message goes to %v, want shard 3", got)
 	}
 	if got := r.marks()["s:3"]; got != own {

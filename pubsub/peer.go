@@ -108,13 +108,15 @@ const (
 	pieceQueued  = 2 // what is queued for one client
 )
 
-// forward queues m for the clients of the peer.
-func (p *peer) forward(m *session.Message, groups []string) {
-	b := make([]byte, 0, m.Bytes()+16)
+// forward queues m for the clients of the peer; print is the fingerprint of a publish
+// of QoS 2.
+func (p *peer) forward(m *session.Message, groups []string, print uint64) {
+	b := make([]byte, 0, m.Bytes()+26)
 	b = wire.AppendUint(m.Append(append(b, pieceMessage)), uint64(len(groups)))
 	for _, g := range groups {
 		b = wire.AppendString(b, g)
 	}
+	b = wire.AppendUint(b, print)
 	if p.post(b) {
 		p.hub.metrics.forwarded.Inc()
 	} else {
@@ -284,8 +286,8 @@ func (h *Hub) deliverPiece(r *wire.Reader) error {
 		for range r.Count(1) {
 			groups = append(groups, r.String())
 		}
-		if r.Err() == nil {
-			h.client().Deliver(m, groups)
+		if print := r.Uint(); r.Err() == nil {
+			h.handOver(m, groups, print)
 		}
 	case pieceQueued:
 		ref, last := session.Ref{Client: r.String(), Epoch: r.Uint()}, r.Uint()

@@ -218,8 +218,9 @@ type route struct {
 
 // find decides for a topic: every node and shard with a plain filter that matches,
 // and for each shared group one of those that have members, by their number.
-// reachable tells which nodes can be sent to, for a shared group or for all.
-func (r *routes) find(topic string, reachable func(peer string, shared bool) bool) route {
+// reachable tells which nodes can be sent to, for a shared group or for all. A publish
+// of QoS 2, which has a fingerprint, is decided alike on every node.
+func (r *routes) find(topic string, print uint64, reachable func(peer string, shared bool) bool) route {
 	var out route
 	var groups map[string][]*target
 	r.mu.RLock()
@@ -239,7 +240,7 @@ func (r *routes) find(topic string, reachable func(peer string, shared bool) boo
 		groups[t.group] = append(groups[t.group], t)
 	})
 	for group, members := range groups {
-		out.add(choose(members).origin, r.self, group)
+		out.add(choose(members, print).origin, r.self, group)
 	}
 	return out
 }
@@ -270,9 +271,10 @@ func appendGroup(list []string, group string) []string {
 	return append(list, group)
 }
 
-// choose draws one of the members' owners by weight. A weight above weightHere
+// choose draws one of the members' owners by weight, the same one on every node for a
+// publish with a fingerprint. A weight above weightHere
 // counts members that are connected: while there are any, nobody else is drawn.
-func choose(members []*target) *target {
+func choose(members []*target, print uint64) *target {
 	total, best := uint64(0), uint64(0)
 	for _, t := range members {
 		best = max(best, t.weight/weightHere)
@@ -282,6 +284,9 @@ func choose(members []*target) *target {
 			return t.weight / weightHere
 		}
 		return t.weight
+	}
+	if print > 0 {
+		return settled(members, print, weight)
 	}
 	for _, t := range members {
 		total += weight(t)

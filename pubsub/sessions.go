@@ -287,7 +287,7 @@ func (h *Hub) Publish(m *session.Message, key session.Key, done func(error)) {
 }
 
 func (h *Hub) route(m *session.Message, key session.Key, done func(error)) {
-	r := h.routes.find(m.Topic, h.reachable)
+	r := h.routes.find(m.Topic, key.Print(), h.reachable)
 	n := h.shards.Count()
 	if m.QoS > 0 && commandTopic(m.Topic) && telemetry.ParseTopic(m.Topic).Kind == telemetry.TopicOther {
 		r.toShard(telemetry.ShardOf(session.HomeOf(m.Topic), n))
@@ -318,7 +318,7 @@ func (h *Hub) route(m *session.Message, key session.Key, done func(error)) {
 // the nodes.
 func (h *Hub) toShards(r *route, m *session.Message, key session.Key, done func(error)) {
 	if len(r.shards) == 0 {
-		h.toNodes(r, m)
+		h.toNodes(r, m, key)
 		done(nil)
 		return
 	}
@@ -330,7 +330,7 @@ func (h *Hub) toShards(r *route, m *session.Message, key session.Key, done func(
 			}
 			if last, err := g.one(err); last {
 				if err == nil {
-					h.toNodes(r, m)
+					h.toNodes(r, m, key)
 				}
 				done(err)
 			}
@@ -338,13 +338,13 @@ func (h *Hub) toShards(r *route, m *session.Message, key session.Key, done func(
 	}
 }
 
-func (h *Hub) toNodes(r *route, m *session.Message) {
+func (h *Hub) toNodes(r *route, m *session.Message, key session.Key) {
 	for id, groups := range r.peers {
 		if p := h.peer(id); p != nil {
-			p.forward(m, groups)
+			p.forward(m, groups, key.Print())
 		}
 	}
-	h.client().Deliver(m, r.local)
+	h.handOver(m, r.local, key.Print())
 }
 
 // SendWill publishes a will that is due.

@@ -20,6 +20,15 @@ func (st *State) receive(s *state, id uint16) (Status, []byte) {
 	return StatusOK, wire.AppendBool(wire.AppendUint(nil, st.serial), false)
 }
 
+// Print is the fingerprint by which a publish is known: 0 for one that has no key, and
+// for no other.
+func (k Key) Print() uint64 {
+	if k == (Key{}) {
+		return 0
+	}
+	return max(k.hash(), 1)
+}
+
 func (k Key) hash() uint64 {
 	return xxhash.Sum64(wire.AppendUint(append([]byte(k.Client), 0), k.Number))
 }
