@@ -33,20 +33,20 @@ type Ingest interface {
 
 // Broker is a node's MQTT broker.
 type Broker struct {
-	log                 *slog.Logger
-	cfg                 Config
-	ingest              Ingest
-	metrics             *metrics
-	poller              *poll.Poller // nil where the system has none
-	buffers             readBuffers
-	started             time.Time
-	sessions            sessions
-	cluster             Cluster
-	subs                subscribers
-	budget              budget
-	turns               *turns
-	identities, devices *limiters
-	halfOpen            halfOpen
+	log                         *slog.Logger
+	cfg                         Config
+	ingest                      Ingest
+	metrics                     *metrics
+	poller                      *poll.Poller // nil where the system has none
+	buffers                     readBuffers
+	started                     time.Time
+	sessions                    sessions
+	cluster                     Cluster
+	subs                        subscribers
+	budget                      budget
+	turns                       *turns
+	identities, alarms, devices *limiters
+	halfOpen                    halfOpen
 
 	connected  atomic.Int64
 	inFlight   atomic.Int64 // handed to ingest, not reported
@@ -82,7 +82,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 	b.sessions.byID, b.sessions.early = map[string]*live{}, map[string]uint64{}
 	b.budget.max = cfg.InFlightBytesMax
 	b.turns = newTurns(cfg.Limits)
-	b.identities, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
+	b.identities, b.alarms, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
 	b.halfOpen.max, b.halfOpen.freed = cfg.HalfOpenMax, make(chan struct{}, 1)
 	b.buffers.size = cfg.ReadBufferBytes
 	if reg != nil {

@@ -16,9 +16,11 @@ type budget struct {
 	queue []*conn // bounded by the number of connections: one is in it at most once
 }
 
-// take is called with c.mu held. One publish is always allowed, however large.
-func (g *budget) take(c *conn, n int64) bool {
-	if g.try(n) {
+// take is called with c.mu held. One publish is always allowed, however large. The
+// last eighth is for urgent ones: telemetry that nobody commits does not keep a
+// command from the devices whose shards are well.
+func (g *budget) take(c *conn, n int64, urgent bool) bool {
+	if g.try(n, urgent) {
 		return true
 	}
 	if !c.queued {
@@ -28,13 +30,17 @@ func (g *budget) take(c *conn, n int64) bool {
 		g.parked.Store(int64(len(g.queue)))
 		g.mu.Unlock()
 	}
-	return g.try(n) // somebody may have given back before we were in the queue
+	return g.try(n, urgent) // somebody may have given back before we were in the queue
 }
 
-func (g *budget) try(n int64) bool {
+func (g *budget) try(n int64, urgent bool) bool {
+	limit := g.max
+	if !urgent {
+		limit -= limit / 8
+	}
 	for {
 		used := g.used.Load()
-		if used > 0 && used+n > g.max {
+		if used > 0 && used+n > limit {
 			return false
 		}
 		if g.used.CompareAndSwap(used, used+n) {

@@ -25,7 +25,8 @@ type Limits struct {
 	ConnectWait time.Duration
 
 	// Identity is how many publishes per second the connections of one identity may
-	// send together; nameless clients count by their client id.
+	// send together; nameless clients count by their client id. Commands and alarms are
+	// counted by themselves, as many again: telemetry does not use up what an alarm needs.
 	Identity float64
 	// Device is how many publishes per second may be about one device, whoever sends
 	// them.
@@ -109,7 +110,11 @@ func (c *conn) throttle(p *publish) {
 	if who == "" {
 		who = c.client
 	}
-	d, what := c.b.identities.take(who, p.at, wait), "client"
+	limit := c.b.identities
+	if p.urgent() {
+		limit = c.b.alarms
+	}
+	d, what := limit.take(who, p.at, wait), "client"
 	if p.Device != "" && (d == 0 || wait) {
 		if other := c.b.devices.take(p.Device, p.at, wait); other > d {
 			d, what = other, "device"

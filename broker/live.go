@@ -7,6 +7,7 @@ import (
 	"github.com/mochi-mqtt/server/v2/packets"
 
 	"github.com/sluice-iot/sluice/internal/clock"
+	"github.com/sluice-iot/sluice/internal/precedence"
 	"github.com/sluice-iot/sluice/session"
 )
 
@@ -24,11 +25,11 @@ type live struct {
 
 	mu     sync.Mutex
 	subs   session.Filters[*subscriber]
-	conn   *conn       // once it has its CONNACK: messages may be written
-	gone   bool        // ended; nothing is queued any more
-	fenced bool        // a later owner has the session
-	unsent []*outgoing // QoS 1 and 2 messages waiting for the window
-	flight []*outgoing // sent, in order; the first is not acknowledged
+	conn   *conn                       // once it has its CONNACK: messages may be written
+	gone   bool                        // ended; nothing is queued any more
+	fenced bool                        // a later owner has the session
+	unsent precedence.Queue[*outgoing] // QoS 1 and 2 messages waiting for the window
+	flight []*outgoing                 // sent, in order; the first is not acknowledged
 	sent   map[uint16]*outgoing
 	bytes  int    // payload bytes in unsent and flight
 	nextID uint16 // of a session that is not durable
@@ -56,7 +57,7 @@ func (s *live) deliver(b *Broker, m *session.Message, sub *session.Subscription,
 		}
 		return
 	}
-	if len(s.unsent)+len(s.sent) >= b.cfg.QueueMax || s.bytes+len(m.Payload) > b.cfg.QueueBytesMax {
+	if s.unsent.Len()+len(s.sent) >= b.cfg.QueueMax || s.bytes+len(m.Payload) > b.cfg.QueueBytesMax {
 		b.metrics.dropped.WithLabelValues("queue_full").Inc()
 		if s.conn != nil {
 			s.conn.fail(codeSlow)
@@ -67,9 +68,11 @@ func (s *live) deliver(b *Broker, m *session.Message, sub *session.Subscription,
 	s.advance(b, now)
 }
 
+// add lets a message wait for the window. Those of a durable session are in the order
+// of their numbers, from which their packet ids follow; otherwise urgent ones pass.
 func (s *live) add(o *outgoing) {
 	s.bytes += len(o.m.Payload)
-	s.unsent = append(s.unsent, o)
+	s.unsent.Put(o, 0, !s.durable && o.m.Urgent())
 }
 
 // write sends one message on c and counts what became of it.
@@ -95,10 +98,8 @@ const spanMax = 30_000
 // advance sends what the client's window allows. s.mu is held.
 func (s *live) advance(b *Broker, now time.Time) {
 	c := s.conn
-	for c != nil && len(s.unsent) > 0 && len(s.sent) < int(c.sendWindow) && len(s.flight) < spanMax {
-		o := s.unsent[0]
-		s.unsent[0] = nil
-		s.unsent = s.unsent[1:]
+	for c != nil && s.unsent.Len() > 0 && len(s.sent) < int(c.sendWindow) && len(s.flight) < spanMax {
+		o := s.unsent.Pop()
 		if why := s.undeliverable(b, o, now); why != "" {
 			s.bytes -= len(o.m.Payload)
 			b.metrics.dropped.WithLabelValues(why).Inc()
@@ -121,9 +122,6 @@ func (s *live) advance(b *Broker, now time.Time) {
 		} else {
 			s.write(b, c, o, now)
 		}
-	}
-	if len(s.unsent) == 0 {
-		s.unsent = nil
 	}
 	s.fetch(b)
 }
@@ -166,7 +164,8 @@ func (s *live) end(b *Broker) uint64 {
 		s.forget(b, v)
 	}
 	s.gone, s.conn = true, nil
-	s.subs, s.unsent, s.flight, s.sent, s.bytes = nil, nil, nil, nil, 0
+	s.subs, s.flight, s.sent, s.bytes = nil, nil, nil, 0
+	s.unsent = precedence.Queue[*outgoing]{}
 	return max(s.wire, s.again)
 }
 

@@ -101,6 +101,10 @@ func (p *publish) message() *session.Message {
 	return &session.Message{Topic: p.Topic, Payload: p.Payload, QoS: p.QoS, Origin: p.Client}
 }
 
+// urgent reports whether p passes before bulk; telemetry, which is nearly everything,
+// is told without a look at its topic.
+func (p *publish) urgent() bool { return p.plain && session.Urgent(p.Topic) }
+
 func (p *publish) retain() bool { return p.special != nil && p.special.Retain }
 
 // publishOverhead is what a publish in flight costs beside its payload; it keeps a
@@ -228,7 +232,7 @@ func (c *conn) roomLocked(p *publish) bool {
 	if c.fifo.n >= c.b.cfg.Window || p.QoS == 2 && !p.again && c.received >= c.b.cfg.Window {
 		return false
 	}
-	return p.local || c.b.budget.take(c, p.bytes)
+	return p.local || c.b.budget.take(c, p.bytes, p.urgent())
 }
 
 // admitLocked puts p into the FIFO of answers; what needs no commit is done.

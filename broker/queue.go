@@ -12,7 +12,7 @@ const fetchBelow = 64
 // fetch asks the shard for what is queued behind the last message taken from it.
 // s.mu is held.
 func (s *live) fetch(b *Broker) {
-	if !s.durable || s.fetching || s.gone || s.conn == nil || s.have >= s.last || len(s.unsent) >= fetchBelow {
+	if !s.durable || s.fetching || s.gone || s.conn == nil || s.have >= s.last || s.unsent.Len() >= fetchBelow {
 		return
 	}
 	s.fetching = true
@@ -57,7 +57,7 @@ func (s *live) queued(b *Broker, it *session.Item, last uint64) {
 		return
 	}
 	s.last = max(s.last, last)
-	if it != nil && it.Seq == s.have+1 && !s.fetching && len(s.unsent) < b.cfg.QueueMax {
+	if it != nil && it.Seq == s.have+1 && !s.fetching && s.unsent.Len() < b.cfg.QueueMax {
 		s.take(it)
 	}
 	s.advance(b, now)

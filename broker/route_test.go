@@ -83,8 +83,8 @@ func TestLocalMessagesFlowBothQoS(t *testing.T) {
 		sub.ack(packets.Pubcomp, 2)
 		sub.ping()
 		s := b.sessions.get("sub")
-		if s.mu.Lock(); len(s.sent)+len(s.flight)+len(s.unsent)+s.bytes != 0 {
-			t.Errorf("left over: %d sent, %d unsent, %d bytes", len(s.sent), len(s.unsent), s.bytes)
+		if s.mu.Lock(); len(s.sent)+len(s.flight)+s.unsent.Len()+s.bytes != 0 {
+			t.Errorf("left over: %d sent, %d unsent, %d bytes", len(s.sent), s.unsent.Len(), s.bytes)
 		}
 		s.mu.Unlock()
 		sub.send(packet(0xA2, append(map[byte][]byte{4: {0, 5}, 5: {0, 5, 0}}[v], appendString(nil, "cmd/#")...)))

@@ -26,7 +26,7 @@ const patience = 30 * time.Second
 
 // fleet is hubs on real connections in one process.
 type fleet struct {
-	t     *testing.T
+	t     testing.TB
 	nodes []*testNode
 	shard solo // led by the first node, reached by all
 
@@ -50,7 +50,7 @@ type testNode struct {
 	hold chan struct{} // Deliver waits for it when it is not nil
 }
 
-func newFleet(t *testing.T, n int) *fleet {
+func newFleet(t testing.TB, n int) *fleet {
 	f := &fleet{t: t, addrs: map[string]string{}, shard: solo{state: session.New()}}
 	for i := range n {
 		f.nodes = append(f.nodes, &testNode{f: f, id: fmt.Sprintf("n%d.0000000%d", i, i+1)})
@@ -283,7 +283,7 @@ func (n *testNode) publish(topic, payload string) {
 	n.hub.Publish(&session.Message{Topic: topic, Payload: []byte(payload)}, session.Key{}, func(error) {})
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
 	for end := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -406,7 +406,7 @@ func TestASubscriberNodeThatStandsStillBoundsWhatWaitsForIt(t *testing.T) {
 	}
 	p := f.nodes[0].hub.peer(n.id)
 	p.mu.Lock()
-	waiting := len(p.outbox)
+	waiting := p.outbox.Size()
 	p.mu.Unlock()
 	close(release)
 	if waiting > outboxBytesDefault {

@@ -5,20 +5,21 @@ import (
 	"sync"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/precedence"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
-// lane is this node's operations for one shard, in order: one batch is under way,
-// the others gather behind it and make the next. A batch is sent until its answer
-// is known, with the same number, so that the shard applies it once.
+// lane is this node's operations for one shard: one batch is under way, the others
+// gather behind it and make the next. A batch is sent until its answer is known, with
+// the same number, so that the shard applies it once. What is done with sessions, and
+// urgent messages, passes bulk messages; within either class the order is kept.
 type lane struct {
 	hub   *Hub
 	shard telemetry.ShardID
 
 	mu    sync.Mutex
-	queue []operation
-	bytes int
+	queue precedence.Queue[operation]
 	busy  bool
 	seq   uint64
 }
@@ -39,22 +40,25 @@ const (
 	laneRetryMax  = 250 * time.Millisecond
 )
 
-// submit queues an operation. done is called exactly once, in the order of
-// submission: with the shard's answer, or with ErrBusy or the hub's end.
+// submit queues an operation of a session. done is called exactly once, in the order
+// of submission: with the shard's answer, or with ErrBusy or the hub's end.
 func (h *Hub) submit(id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
+	h.submitAs(true, id, body, done)
+}
+
+// submitAs queues an operation that brings a message, in the class of its topic.
+func (h *Hub) submitAs(urgent bool, id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
 	l := h.lane(id)
 	if l == nil {
 		fail(done, errClosed)
 		return
 	}
 	l.mu.Lock()
-	if l.bytes+len(body) > laneBytesMax {
+	if !l.queue.Push(operation{body, done}, len(body), urgent, laneBytesMax) {
 		l.mu.Unlock()
 		fail(done, ErrBusy)
 		return
 	}
-	l.queue = append(l.queue, operation{body, done})
-	l.bytes += len(body)
 	start := !l.busy
 	l.busy = true
 	l.mu.Unlock()
@@ -100,20 +104,12 @@ func (h *Hub) spawn(f func()) bool {
 func (l *lane) run() {
 	for {
 		l.mu.Lock()
-		n, size := 0, 0
-		for n < len(l.queue) && n < batchMax && (n == 0 || size+len(l.queue[n].body) <= batchBytesMax) {
-			size += len(l.queue[n].body)
-			n++
-		}
-		if n == 0 {
+		batch := l.take()
+		if len(batch) == 0 {
 			l.busy = false
-			l.queue = nil
 			l.mu.Unlock()
 			return
 		}
-		batch := l.queue[:n:n]
-		l.queue = l.queue[n:]
-		l.bytes -= size
 		l.seq++
 		seq := l.seq
 		l.mu.Unlock()
@@ -127,11 +123,23 @@ func (l *lane) run() {
 	}
 }
 
+// take takes as much as fits into a batch. mu is held.
+func (l *lane) take() (batch []operation) {
+	size := 0
+	for next, ok := l.queue.Next(); ok && len(batch) < batchMax && (len(batch) == 0 || size+next <= batchBytesMax); next, ok = l.queue.Next() {
+		size += next
+		batch = append(batch, l.queue.Pop())
+	}
+	return batch
+}
+
 // end refuses what waits: the hub stops.
 func (l *lane) end() {
 	l.mu.Lock()
-	rest := l.queue
-	l.queue, l.bytes = nil, 0
+	var rest []operation
+	for l.queue.Len() > 0 {
+		rest = append(rest, l.queue.Pop())
+	}
 	l.busy = false
 	l.mu.Unlock()
 	for _, op := range rest {

@@ -63,7 +63,11 @@ func (h *Hub) mayRoute(m *session.Message, key session.Key, done func(error)) bo
 	if len(h.waiting) == 0 && !h.routing && h.isFresh(time.Now()) {
 		return true
 	}
-	if h.waitBytes+m.Bytes() > laneBytesMax {
+	room := laneBytesMax
+	if !m.Urgent() {
+		room -= room / 4 // as in the lanes that it goes to
+	}
+	if h.waitBytes+m.Bytes() > room {
 		go done(ErrBusy)
 		return false
 	}
@@ -196,7 +200,7 @@ func (p *peer) push(ref session.Ref, it *session.Item, last uint64) {
 	} else {
 		b = session.AppendItems(b, nil)
 	}
-	p.post(b)
+	p.post(b, it != nil && it.Message.Urgent())
 }
 
 // Wills implements shard.Sessions: each is sent once at a time, the oldest first.

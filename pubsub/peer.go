@@ -2,11 +2,13 @@ package pubsub
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/precedence"
 	"github.com/sluice-iot/sluice/internal/wire"
 	"github.com/sluice-iot/sluice/session"
 )
@@ -23,8 +25,7 @@ type peer struct {
 	seq    uint64      // of the last frame sent; owned by send
 
 	mu     sync.Mutex
-	outbox []byte // encoded messages, behind each other
-	sizes  []int  // of each of them
+	outbox precedence.Queue[[]byte] // encoded pieces
 	some   chan struct{}
 	in     chan inbound
 
@@ -117,7 +118,7 @@ func (p *peer) forward(m *session.Message, groups []string, print uint64) {
 		b = wire.AppendString(b, g)
 	}
 	b = wire.AppendUint(b, print)
-	if p.post(b) {
+	if p.post(b, m.Urgent()) {
 		p.hub.metrics.forwarded.Inc()
 	} else {
 		p.hub.metrics.dropped.WithLabelValues("outbox_full").Inc()
@@ -125,14 +126,12 @@ func (p *peer) forward(m *session.Message, groups []string, print uint64) {
 }
 
 // post queues a piece; false when too much waits for the peer.
-func (p *peer) post(b []byte) bool {
+func (p *peer) post(b []byte, urgent bool) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if len(p.outbox)+len(b) > p.hub.cfg.OutboxBytesMax {
+	if !p.outbox.Push(b, len(b), urgent, p.hub.cfg.OutboxBytesMax) {
 		return false
 	}
-	p.outbox = append(p.outbox, b...)
-	p.sizes = append(p.sizes, len(b))
 	select {
 	case p.some <- struct{}{}:
 	default:
@@ -162,27 +161,31 @@ func (p *peer) send() {
 	}
 }
 
-// take cuts off as many messages as fit into a frame.
+// take takes as many messages as fit into a frame, the urgent ones first.
 func (p *peer) take() ([]byte, int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	size, n := 0, 0
-	for n < len(p.sizes) && (n == 0 || size+p.sizes[n] <= frameBytesMax) {
-		size += p.sizes[n]
-		n++
+	var pieces [][]byte
+	size := 0
+	for next, ok := p.outbox.Next(); ok && (size == 0 || size+next <= frameBytesMax); next, ok = p.outbox.Next() {
+		size += next
+		pieces = append(pieces, p.outbox.Pop())
 	}
-	if n == 0 {
+	if len(pieces) == 0 {
 		return nil, 0
 	}
 	p.seq++
-	batch := wire.AppendUint(wire.AppendUint([]byte{forwardVersion}, p.hub.cfg.Epoch), p.seq)
-	batch = append(wire.AppendUint(batch, uint64(n)), p.outbox[:size]...)
-	p.outbox, p.sizes = p.outbox[size:], p.sizes[n:]
-	if len(p.sizes) == 0 {
-		p.outbox, p.sizes = nil, nil
+	batch := make([]byte, 0, size+frameHeadMax)
+	batch = wire.AppendUint(wire.AppendUint(append(batch, forwardVersion), p.hub.cfg.Epoch), p.seq)
+	batch = wire.AppendUint(batch, uint64(len(pieces)))
+	for _, b := range pieces {
+		batch = append(batch, b...)
 	}
-	return batch, n
+	return batch, len(pieces)
 }
+
+// frameHeadMax is the most that stands in front of the pieces of a frame.
+const frameHeadMax = 1 + 3*binary.MaxVarintLen64
 
 // deliver sends one frame until it has arrived, which the receiver tells from its
 // number; it gives up on a peer that stays away.
