@@ -42,6 +42,7 @@ type conn struct {
 	gated     bool          // holds the client id's gate
 	goodbye   bool          // the client sent DISCONNECT 0x00: no will
 	left      bool          // the session has been told that this connection ended
+	early     bool          // let in before the shard of its session had answered
 	seen      time.Duration // when the last packet was read
 	woken     time.Duration // when the present goroutine began
 	deadline  time.Duration // of reads, as this side has set it; zero is none
@@ -50,7 +51,7 @@ type conn struct {
 	will      *session.Message
 	willDelay time.Duration
 
-	ref     session.Ref        // of the session in its shard
+	ref     session.Ref        // of the session in its shard; while early, under the gate
 	resumed *session.Connected // what there was of it, until the session is established
 	session *live              // set when the session is established
 	socket  socket             // nil: the connection keeps its goroutine while it waits

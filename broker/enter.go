@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/mochi-mqtt/server/v2/packets"
@@ -22,19 +23,32 @@ func (b *Broker) connectSession(ctx context.Context, c *conn) packets.Code {
 	op := session.Connect{Client: c.client, Identity: c.identity.Name, Clean: c.clean, Durable: c.durable(), Expiry: c.expiry.Microseconds(),
 		QueueMax: b.cfg.QueueMax, QueueBytes: b.cfg.QueueBytesMax, QueueAge: b.cfg.SessionExpiryMax.Microseconds(),
 		Will: c.will, WillDelay: c.willDelay.Microseconds()}
-	ctx, cancel := context.WithTimeout(ctx, b.cfg.ConnectTimeout)
+	wait := b.cfg.ConnectTimeout
+	var late func(session.Connected, error)
+	if c.mayBeEarly() {
+		wait, late = min(earlyAfter, wait/2), c.settle
+	}
+	waiting, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	b.sessions.expect(c.client)
-	got, err := b.cluster.Connect(ctx, op)
+	got, err := b.cluster.Connect(waiting, op, late)
+	if late != nil && waiting.Err() != nil && errors.Is(err, waiting.Err()) { // settle will be called
+		return b.connectEarly(ctx, c)
+	}
 	if err != nil {
 		b.sessions.arrived(c.client)
 		return b.connectCode(c, err)
 	}
-	c.ref = session.Ref{Client: c.client, Epoch: got.Epoch}
-	c.resumed = &got
-	c.will = nil // the shard's from now on
 	c.lockGate()
+	c.resume(&got)
 	return packets.CodeSuccess
+}
+
+// resume notes what the shard says of the session of c.
+func (c *conn) resume(got *session.Connected) {
+	c.ref = session.Ref{Client: c.client, Epoch: got.Epoch}
+	c.resumed = got
+	c.will = nil // the shard's from now on
 }
 
 // enter makes the session of c the one of its client id on this node, and reports
@@ -47,7 +61,7 @@ func (b *Broker) enter(c *conn) (present bool) {
 		have: got.First - 1, last: max(got.Last, b.sessions.arrived(c.client)), again: got.Sent}
 	c.session = s
 	if old := b.sessions.get(c.client); old != nil {
-		if old.ref.Epoch > c.ref.Epoch { // a later CONNECT was faster
+		if old.ref.Epoch > c.ref.Epoch && !c.early { // a later CONNECT was faster
 			s.gone = true
 			c.fail(packets.ErrSessionTakenOver)
 			return got.Present
@@ -82,14 +96,10 @@ func (b *Broker) takeOver(s *live) {
 // Fence implements pubsub.Local.
 func (b *Broker) Fence(ref session.Ref) {
 	s := b.sessions.get(ref.Client)
-	if s == nil || s.ref.Epoch > ref.Epoch {
+	if s == nil {
 		return
 	}
-	s.mu.Lock()
-	c := s.conn
-	s.fenced = true
-	s.mu.Unlock()
-	if c != nil {
+	if c := s.fence(ref.Epoch); c != nil {
 		c.fail(packets.ErrSessionTakenOver)
 	}
 }
@@ -100,7 +110,7 @@ const drainWillDelay = 5 * time.Second
 
 // leave tells the shard of c's session that its connection ended. The gate is held.
 func (b *Broker) leave(c *conn) {
-	if c.left || c.ref.Epoch == 0 {
+	if c.left || c.ref.Epoch == 0 && !c.early {
 		return
 	}
 	c.left = true
@@ -114,6 +124,9 @@ func (b *Broker) leave(c *conn) {
 		b.sessions.remove(s)
 	case c.resumed != nil:
 		wire = c.resumed.Sent
+	}
+	if c.ref.Epoch == 0 {
+		return // the shard has not answered yet; settle gives the session back
 	}
 	b.cluster.Disconnect(c.ref, !c.goodbye, delay, min(c.expiry, b.cfg.SessionExpiryMax), wire)
 }

@@ -93,8 +93,8 @@ func (b *Broker) willOf(c *conn, pk *packets.Packet) packets.Code {
 // Recheck implements pubsub.Local.
 func (b *Broker) Recheck(id telemetry.ShardID) {
 	for _, s := range b.sessions.all() {
-		if b.cluster.ShardOf(s.id) == id {
-			b.cluster.Attach(s.ref)
+		if ref := s.reference(); ref.Epoch > 0 && b.cluster.ShardOf(s.id) == id {
+			b.cluster.Attach(ref)
 		}
 	}
 }
@@ -108,6 +108,6 @@ func (b *Broker) connectCode(c *conn, err error) packets.Code {
 		return packets.ErrQuotaExceeded
 	default:
 		b.log.Debug("session not taken in time", "client", c.client, "err", err)
-		return packets.ErrServerUnavailable
+		return codeNoLeader
 	}
 }

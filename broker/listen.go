@@ -197,6 +197,7 @@ func (b *Broker) turnAway(c *conn, code packets.Code, err error) {
 	label := "malformed"
 	if err == nil {
 		label = reasonLabel(code)
+		_ = c.Conn.SetDeadline(time.Now().Add(closeTimeout)) // that of CONNECT may be over, if it was spent on waiting for the shard
 		if _, werr := c.Conn.Write(c.appendConnack(nil, code)); werr == nil {
 			c.linger()
 		}

@@ -18,7 +18,7 @@ import (
 //
 // mu may be held while a conn's mu is taken, never the other way round.
 type live struct {
-	ref      session.Ref
+	ref      session.Ref // without an epoch while its connection is early; then under mu
 	id       string
 	identity Identity
 	durable  bool
@@ -28,6 +28,7 @@ type live struct {
 	conn   *conn                       // once it has its CONNACK: messages may be written
 	gone   bool                        // ended; nothing is queued any more
 	fenced bool                        // a later owner has the session
+	below  uint64                      // early: up to this epoch sessions of the client have a later owner
 	unsent precedence.Queue[*outgoing] // QoS 1 and 2 messages waiting for the window
 	flight []*outgoing                 // sent, in order; the first is not acknowledged
 	sent   map[uint16]*outgoing

@@ -28,6 +28,7 @@ type metrics struct {
 	dropped     *prometheus.CounterVec
 	writes      prometheus.Counter
 	connectWait prometheus.Histogram
+	early       prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -48,6 +49,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		delivered:   counter("deliveries_total", "Messages sent to subscribers."),
 		dropped:     vec("deliveries_dropped_total", "Messages that a subscriber did not get.", "reason"),
 		writes:      counter("socket_writes_total", "Write calls on client sockets."),
+		early:       counter("connects_early_total", "Clients let in before the shard of their session had a leader."),
 		connectWait: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Namespace: "sluice", Subsystem: "broker", Name: "connect_wait_seconds",
 			Help:    "Time that a CONNECT waited for its turn; those that need not wait are not counted.",
@@ -65,7 +67,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{publishes, m.ackLatency, m.refused, m.disconnects, m.delivered, m.dropped, m.writes, m.connectWait} {
+	for _, c := range []prometheus.Collector{publishes, m.ackLatency, m.refused, m.disconnects, m.delivered, m.dropped, m.writes, m.connectWait, m.early} {
 		if err := reg.Register(c); err != nil {
 			errs = append(errs, fmt.Errorf("register broker metric: %w", err))
 		}

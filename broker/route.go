@@ -34,8 +34,10 @@ type Cluster interface {
 // Sessions is the sessions in their shards. Operations with the Ref of a session
 // that has another owner by now change nothing and end in Broker.Fence.
 type Sessions interface {
-	// Connect takes the session of a client id away from whoever had it.
-	Connect(ctx context.Context, c session.Connect) (session.Connected, error)
+	// Connect takes the session of a client id away from whoever had it. When ctx ends
+	// first, late, if there is one, is called once with the outcome when it comes, on a
+	// goroutine of its own; without one the session is given back.
+	Connect(ctx context.Context, c session.Connect, late func(session.Connected, error)) (session.Connected, error)
 	// Disconnect gives it back; see session.AppendDisconnect.
 	Disconnect(ref session.Ref, will bool, minDelay, expiry time.Duration, sent uint64)
 	// Attach says that the client is still connected.

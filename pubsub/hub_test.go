@@ -455,7 +455,7 @@ func (n *testNode) connect(client string) session.Connected {
 	n.f.t.Helper()
 	ctx, cancel := context.WithTimeout(n.f.t.Context(), patience)
 	defer cancel()
-	got, err := n.hub.Connect(ctx, session.Connect{Client: client, Durable: true, Expiry: int64(time.Hour / time.Microsecond), QueueMax: 100, QueueBytes: 1 << 20})
+	got, err := n.hub.Connect(ctx, session.Connect{Client: client, Durable: true, Expiry: int64(time.Hour / time.Microsecond), QueueMax: 100, QueueBytes: 1 << 20}, nil)
 	if err != nil {
 		n.f.t.Fatalf("%s: connect %s: %v", n.id, client, err)
 	}
@@ -576,7 +576,7 @@ func TestAWillIsSentByTheLeaderAndOnce(t *testing.T) {
 	f.nodes[1].subscribe("will")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	got, err := f.nodes[1].hub.Connect(ctx, session.Connect{Client: "w", Will: &session.Message{Topic: "will", Payload: []byte("gone")}})
+	got, err := f.nodes[1].hub.Connect(ctx, session.Connect{Client: "w", Will: &session.Message{Topic: "will", Payload: []byte("gone")}}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

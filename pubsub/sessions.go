@@ -58,44 +58,6 @@ func (a await) wait(ctx context.Context) ([]byte, error) {
 	}
 }
 
-// Connect takes a session for a connection of this node, and tells the node that
-// had it; that is waited for, but not long. When ctx ends first, the session is
-// given back as soon as it comes.
-func (h *Hub) Connect(ctx context.Context, c session.Connect) (session.Connected, error) {
-	c.Node, c.NodeEpoch = h.cfg.Self, h.cfg.Epoch
-	id := h.ShardOf(c.Client)
-	a := make(await, 1)
-	h.submit(id, c.Append(nil), a.done)
-	body, err := a.wait(ctx)
-	if err != nil {
-		if ctx.Err() != nil {
-			h.giveBack(id, &c, a)
-		}
-		return session.Connected{}, err
-	}
-	got, err := session.DecodeConnected(body)
-	if err != nil {
-		return got, err
-	}
-	if got.Node != "" && got.Node != h.cfg.Self {
-		h.kick(ctx, got.Node, session.Ref{Client: c.Client, Epoch: got.Before})
-	}
-	return got, nil
-}
-
-// giveBack disconnects a session that nobody waits for any more once it comes.
-func (h *Hub) giveBack(id telemetry.ShardID, c *session.Connect, a await) {
-	h.spawn(func() {
-		body, err := a.wait(h.ctx)
-		if err != nil {
-			return
-		}
-		if got, err := session.DecodeConnected(body); err == nil {
-			h.submit(id, session.AppendDisconnect(nil, session.Ref{Client: c.Client, Epoch: got.Epoch}, false, 0, c.Expiry, got.Sent), nil)
-		}
-	})
-}
-
 // kickMax bounds the wait for the node that had a session.
 const kickMax = time.Second
 

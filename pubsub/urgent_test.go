@@ -154,7 +154,7 @@ func slowHub(t testing.TB) (*Hub, *gated, session.Ref) {
 			t.Error(err)
 		}
 	})
-	got, err := h.Connect(t.Context(), session.Connect{Client: "app", Durable: true, Expiry: 3600e6, QueueMax: 100_000, QueueBytes: 256 << 20})
+	got, err := h.Connect(t.Context(), session.Connect{Client: "app", Durable: true, Expiry: 3600e6, QueueMax: 100_000, QueueBytes: 256 << 20}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
