@@ -58,6 +58,14 @@ type Node struct {
 	HTTP  string           `json:"http" example:"127.0.0.1:8080"`
 	// Backlog is nil when the node did not say.
 	Backlog *backlog.State `json:"backlog,omitempty" doc:"what waits for the store, and the disk it takes"`
+	Damages []Damage       `json:"damages,omitempty" doc:"what its process has found damaged on its disk, the latest 32, repaired or not"`
+}
+
+// Damage is rot that a node has found on its disk.
+type Damage struct {
+	Time Time   `json:"time" doc:"when it was found"`
+	Kind string `json:"kind" enum:"log,snapshot,segment"`
+	What string `json:"what" doc:"which file, and what is wrong with it"`
 }
 
 // Shard is one raft group as its leader sees it.

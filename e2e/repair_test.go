@@ -234,8 +234,8 @@ func peerOf(t *testing.T, n *devcluster.Node) string {
 	return inc
 }
 
-// damageLog flips a bit early in the log of a dead node: far from its end, so
-// that it is no torn write.
+// damageLog flips bits early in the log of a node: far from its end, so that it
+// is no torn write.
 func damageLog(t *testing.T, n *devcluster.Node) {
 	t.Helper()
 	segments, err := filepath.Glob(filepath.Join(n.Data, "wal", "*.wal"))
@@ -243,20 +243,5 @@ func damageLog(t *testing.T, n *devcluster.Node) {
 		t.Fatalf("log segments %v, %v", segments, err)
 	}
 	slices.Sort(segments)
-	f, err := os.OpenFile(segments[0], os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = f.Close() }() // its write is checked
-	b := make([]byte, 8)             // up to seven may be the padding of a record, which nobody reads
-	const at = 20_000                // some hundred entries behind the segment's checkpoint
-	if _, err := f.ReadAt(b, at); err != nil {
-		t.Fatal(err)
-	}
-	for i := range b {
-		b[i] ^= 0x40
-	}
-	if _, err := f.WriteAt(b, at); err != nil {
-		t.Fatal(err)
-	}
+	flip(t, segments[0], 20_000) // some hundred entries behind the segment's checkpoint; eight bytes, since seven may be the padding of a record
 }

@@ -51,23 +51,24 @@ type testCluster struct {
 }
 
 type testNode struct {
-	c        *testCluster
-	peer     string
-	dir      string
-	log      *wal.Log
-	files    *parquet.Store
-	db       *postgres.DB
-	mux      *mux.Mux
-	host     *Host
-	router   *Router
-	cancel   context.CancelFunc
-	done     sync.WaitGroup
-	away     atomic.Bool           // its store refuses what is written
-	gate     *gate                 // shut while the node stands still
-	links    map[string]*link      // to the other nodes; nil: straight to them
-	using    sync.RWMutex          // who is not to be killed meanwhile
-	asked    atomic.Pointer[Asker] // answers in place of the peers
-	slowDisk atomic.Bool           // of its log
+	c          *testCluster
+	peer       string
+	dir        string
+	log        *wal.Log
+	files      *parquet.Store
+	db         *postgres.DB
+	mux        *mux.Mux
+	host       *Host
+	router     *Router
+	cancel     context.CancelFunc
+	done       sync.WaitGroup
+	away       atomic.Bool           // its store refuses what is written
+	gate       *gate                 // shut while the node stands still
+	links      map[string]*link      // to the other nodes; nil: straight to them
+	using      sync.RWMutex          // who is not to be killed meanwhile
+	asked      atomic.Pointer[Asker] // answers in place of the peers
+	slowDisk   atomic.Bool           // of its log
+	rottenRows atomic.Bool           // of every shard
 }
 
 func newTestCluster(t *testing.T, nodes int, shards uint32) *testCluster {
@@ -264,7 +265,8 @@ func (n *testNode) start() {
 	}, Deps{
 		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
 		Stores: stores, Detector: testDetector(), Emit: func([]Event) {},
-		SlowDisk: n.slowDisk.Load,
+		SlowDisk:   n.slowDisk.Load,
+		RottenRows: func(telemetry.ShardID) bool { return n.rottenRows.Load() },
 		Evicted: func(peer string) bool {
 			n.c.mu.Lock()
 			defer n.c.mu.Unlock()

@@ -57,8 +57,11 @@ type rebuild struct {
 }
 
 // checkSnapshots verifies the snapshot that a replica would start from.
-func checkSnapshots(logger *slog.Logger, id telemetry.ShardID, dir string, log raft.LogStore) error {
-	name, err := CheckSnapshots(logger, dir, log)
+func (h *Host) checkSnapshots(id telemetry.ShardID, dir string, log raft.LogStore) error {
+	logger := h.logger.With("shard", id)
+	name, err := CheckSnapshots(logger, dir, log, func(name string, err error) {
+		h.reportDamage(logger, &DamageError{Shard: id, Snapshot: name, Err: err}, "snapshot is damaged: the replica starts from its log, which reaches back far enough")
+	})
 	if name != "" {
 		return &DamageError{Shard: id, Snapshot: name, Err: err}
 	}
@@ -66,12 +69,12 @@ func checkSnapshots(logger *slog.Logger, id telemetry.ShardID, dir string, log r
 }
 
 // CheckSnapshots verifies the latest raft snapshot below dir; name is that of a
-// damaged one, with the reason as err. Raft falls back to an older one by itself,
-// which is right only where the log still reaches back to that: otherwise the
-// entries between the two would be missing. A snapshot that a crash has left
-// unfinished is renamed, so that nobody looks at it again: nothing was deleted
-// because of it.
-func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name string, err error) {
+// damaged one that is needed, with the reason as err. One that is not needed,
+// because the log reaches back to the one before it or to its own beginning, is
+// told to spared and renamed: raft would start from an older one by itself, but
+// not at all where every one is damaged. So is a snapshot that a crash has left
+// unfinished: nothing was deleted because of it.
+func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore, spared func(name string, err error)) (name string, err error) {
 	names, err := snapshotNames(dir)
 	if len(names) == 0 || err != nil {
 		return "", err
@@ -80,7 +83,7 @@ func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name st
 	if err != nil {
 		return "", fmt.Errorf("open snapshots in %s: %w", dir, err)
 	}
-	var unfinished []string
+	var unfinished, damaged []string
 	var damage error
 	upTo, reach := uint64(0), uint64(0) // what can be started from, and what the log must reach without the damaged one
 	for _, n := range names {
@@ -90,6 +93,7 @@ func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name st
 		}
 		meta, rc, err := files.Open(n.id) // verifies its checksums
 		if err != nil {
+			damaged = append(damaged, n.id)
 			damage, reach = errors.Join(damage, err), max(reach, n.order[1])
 			continue
 		}
@@ -110,13 +114,22 @@ func CheckSnapshots(logger *slog.Logger, dir string, log raft.LogStore) (name st
 		return names[0].id, errors.Join(damage, fmt.Errorf("the log has entries %d to %d, and the snapshots are good up to %d", first, last, upTo))
 	}
 	logger.Warn("latest snapshot cannot be used, the log reaches back to the one before", "dir", dir, "snapshot", names[0].id, "err", damage)
-	for _, id := range unfinished {
+	if damage != nil {
+		spared(damaged[0], damage)
+	}
+	return "", errors.Join(ignore(dir, unfinished, ".tmp"), ignore(dir, damaged, ".damaged.tmp"))
+}
+
+// ignore renames snapshots so that raft does not see them; it skips names that
+// end in .tmp.
+func ignore(dir string, ids []string, suffix string) error {
+	for _, id := range ids {
 		path := filepath.Join(dir, "snapshots", id)
-		if err := os.Rename(path, path+".tmp"); err != nil {
-			return "", fmt.Errorf("set aside unfinished snapshot: %w", err)
+		if err := os.Rename(path, path+suffix); err != nil {
+			return fmt.Errorf("set aside snapshot: %w", err)
 		}
 	}
-	return "", nil
+	return nil
 }
 
 func ends(log raft.LogStore) (first, last uint64, err error) {
@@ -170,8 +183,7 @@ func (h *Host) keepBroken(r Replica, err *DamageError) error {
 		return nil
 	}
 	h.brokens[r.Shard] = &broken{place: r, err: err}
-	h.metrics.damaged.Inc()
-	h.logger.Error("replica is damaged: it neither votes nor leads until it has been rebuilt from its peers", "shard", r.Shard, "err", err)
+	h.reportDamage(h.logger.With("shard", r.Shard), err, "replica is damaged: it neither votes nor leads until it has been rebuilt from its peers")
 	return nil
 }
 

@@ -49,7 +49,7 @@ type Peers interface {
 func (h *Host) Run(ctx context.Context, peers Peers) {
 	var balancing sync.WaitGroup
 	balancing.Go(func() { every(ctx, balanceEvery, func(time.Time) { h.balance() }) }) // a hand-over may wait for seconds
-	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk() }) })
+	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk(); h.tendRows() }) })
 	balancing.Go(func() { every(ctx, membersEvery, func(time.Time) { h.tendMembers(ctx, peers) }) })
 	every(ctx, standEvery, func(now time.Time) { h.standLeaderless(ctx, now, peers) })
 	balancing.Wait()

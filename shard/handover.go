@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // HandOverAll gives every leadership of this node to other replicas, before the
@@ -165,19 +166,33 @@ func (h *Host) tendDisk() {
 		h.logger.Warn("disk of the log", "slow", slow)
 	}
 	if h.slow.Load() {
-		h.relieve()
+		h.relieve(func(*hosted) bool { return true })
 	}
 }
 
-// relieve gives leaderships away from a node with a slow disk, to replicas whose
-// disk is not. Where all are slow, they stay. Each hand-over waits for syncs of that
+// tendRows gives away the leaderships of shards whose rows have rotted here: this
+// replica could answer no query for them before it has fetched them. It goes on
+// voting, since its log and its state are whole.
+func (h *Host) tendRows() {
+	if h.deps.RottenRows != nil {
+		h.relieve(func(s *hosted) bool { return h.deps.RottenRows(s.id) })
+	}
+}
+
+// unfit reports whether a shard should rather be led elsewhere.
+func (h *Host) unfit(id telemetry.ShardID) bool {
+	return h.slow.Load() || h.deps.RottenRows != nil && h.deps.RottenRows(id)
+}
+
+// relieve gives leaderships away from a node with a bad disk, to replicas whose
+// disk is well. Where all are bad, they stay. Each hand-over waits for syncs of that
 // disk, so they go together: one after the other they would take seconds.
-func (h *Host) relieve() {
+func (h *Host) relieve(from func(*hosted) bool) {
 	var under sync.WaitGroup
 	defer under.Wait()
 	places := make(chan struct{}, relievesMax)
 	for _, s := range h.all() {
-		if s.raft.State() != raft.Leader || s.readable.Load() == 0 {
+		if s.raft.State() != raft.Leader || s.readable.Load() == 0 || !from(s) {
 			continue
 		}
 		places <- struct{}{}
@@ -200,7 +215,7 @@ func (h *Host) relieveOne(s *hosted) {
 			continue
 		}
 		if err := s.HandOver(p); err != nil {
-			s.logger.Debug("leadership stays on a slow disk", "peer", p, "err", err)
+			s.logger.Debug("leadership stays on a bad disk", "peer", p, "err", err)
 			continue
 		}
 		h.metrics.handOvers.Inc()

@@ -33,6 +33,7 @@ type HostConfig struct {
 	// compete for the disk or for the database's connections.
 	FlushesMax int
 	Limits     Limits // zero is the default of each
+	Scrub      Scrub  // of the snapshots of replicas that run
 	// Clock is the wall clock that leaders propose; nil is the machine's.
 	Clock *clock.Clock
 }
@@ -132,6 +133,13 @@ type Deps struct {
 	Complete func(id telemetry.ShardID, upTo uint64) bool
 	// Drop removes the rows of a shard that has left this node; nil is nothing.
 	Drop func(telemetry.ShardID) error
+	// RottenRows reports whether rows of a shard in the local store were damaged and
+	// are not back yet; the shard is led elsewhere meanwhile, if another replica can.
+	// nil: never. It must not block.
+	RottenRows func(id telemetry.ShardID) bool
+	// OnDamage is told of every damaged snapshot of a replica here, once; nil is
+	// nobody. It must not block.
+	OnDamage func(error)
 	// Settled is told when a moving shard has the voters it should have. It may
 	// block, and is told again until the table says so.
 	Settled func(context.Context, Replica)
@@ -148,9 +156,10 @@ type Host struct {
 
 	mu       sync.RWMutex
 	shards   map[telemetry.ShardID]*hosted
-	builds   map[telemetry.ShardID]time.Time // replicas being built here, and since when
-	brokens  map[telemetry.ShardID]*broken   // replicas not started because of damage
-	rebuilds map[telemetry.ShardID]rebuild   // members of shards led here that are broken
+	builds   map[telemetry.ShardID]time.Time    // replicas being built here, and since when
+	brokens  map[telemetry.ShardID]*broken      // replicas not started because of damage
+	rebuilds map[telemetry.ShardID]rebuild      // members of shards led here that are broken
+	rotten   map[telemetry.ShardID]*DamageError // snapshots of running replicas, until they are replaced
 	draining bool
 	closed   bool
 
@@ -205,8 +214,10 @@ func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, de
 		turns:  newTurns(cfg.FlushesMax),
 		shards: map[telemetry.ShardID]*hosted{}, ctx: ctx, stop: cancel,
 		builds: map[telemetry.ShardID]time.Time{}, brokens: map[telemetry.ShardID]*broken{}, rebuilds: map[telemetry.ShardID]rebuild{},
+		rotten: map[telemetry.ShardID]*DamageError{},
 	}
 	h.done.Go(func() { h.keepSnapshots(ctx) })
+	h.done.Go(func() { cfg.Scrub.Due(ctx, h.scrubSnapshots) })
 	return h, nil
 }
 
@@ -265,7 +276,7 @@ func (h *Host) open(r Replica) error {
 	if err := h.finishRetirement(r.Shard, log); err != nil {
 		return err
 	}
-	if err := checkSnapshots(h.logger, r.Shard, cfg.snapshots, log); err != nil {
+	if err := h.checkSnapshots(r.Shard, cfg.snapshots, log); err != nil {
 		return err
 	}
 	for _, p := range r.Seed {

@@ -243,11 +243,15 @@ func TestUnfinishedSnapshotIsNoDamageWhileTheLogReachesBack(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		name, err := CheckSnapshots(quiet(), dir, log)
+		spared := false
+		name, err := CheckSnapshots(quiet(), dir, log, func(string, error) { spared = true })
+		if spared != (c.sum != "" && !c.damaged) {
+			t.Errorf("%s: told that it is damaged and not needed: %v", c.what, spared)
+		}
 		if damaged := name == id && err != nil; damaged != c.damaged || name == "" && err != nil {
 			t.Errorf("%s: damaged %q, %v, want %v", c.what, name, err, c.damaged)
 		}
-		if _, err := os.Stat(path); (err == nil) != (c.damaged || c.sum != "") {
+		if _, err := os.Stat(path); (err == nil) != c.damaged {
 			t.Errorf("%s: its directory: %v", c.what, err)
 		}
 	}

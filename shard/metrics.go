@@ -46,7 +46,7 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		handOvers:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_hand_overs_total", Help: "Leaderships handed to another replica."}),
 		members:          f.NewCounterVec(prometheus.CounterOpts{Name: "sluice_shard_member_changes_total", Help: "Changes of the members of groups led by this node: add, promote, remove."}, []string{"change"}),
 		building:         f.NewGauge(prometheus.GaugeOpts{Name: "sluice_shard_replicas_building_count", Help: "Replicas on this node that do not vote yet."}),
-		damaged:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_damaged_total", Help: "Replicas on this node that were not started because their snapshot is damaged."}),
+		damaged:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_damaged_total", Help: "Snapshots of shards on this node that were found damaged."}),
 	}
 }
 

@@ -71,6 +71,7 @@ func (h *Host) detach(s *hosted) bool {
 	}
 	delete(h.shards, s.id)
 	delete(h.builds, s.id)
+	delete(h.rotten, s.id)
 	return true
 }
 

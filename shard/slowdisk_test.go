@@ -76,3 +76,23 @@ func TestLeadershipsStayWhereAllDisksAreSlow(t *testing.T) {
 	}
 	p.publish(5)
 }
+
+// TestShardWhoseRowsHaveRottedIsLedElsewhere until they are back: its log is whole,
+// so the replica goes on voting.
+func TestShardWhoseRowsHaveRottedIsLedElsewhere(t *testing.T) {
+	const shards = 3
+	c := newTestCluster(t, 3, shards)
+	p := c.publisher(0)
+	p.publish(5)
+	eventually(t, "every node leads its share", func() bool { return c.spread(shards) })
+	rotten := c.nodes[0]
+	rotten.rottenRows.Store(true)
+	eventually(t, "the others lead all", func() bool {
+		return c.led(rotten, shards) == 0 && c.led(c.nodes[1], shards)+c.led(c.nodes[2], shards) == shards
+	})
+	p.publish(5)
+	c.voters(c.peers()...)
+	rotten.rottenRows.Store(false)
+	eventually(t, "every node leads its share again", func() bool { return c.spread(shards) })
+	p.check(rotten)
+}

@@ -165,5 +165,5 @@ func (h *Host) AnswerAtOnce(group uint32, question []byte) ([]byte, bool) {
 	}
 	b := wire.AppendUint(nil, s.raft.CurrentTerm())
 	b = wire.AppendUint(b, s.raft.LastIndex())
-	return appendAnswer(nil, wire.AppendBool(b, h.slow.Load()), nil), true
+	return appendAnswer(nil, wire.AppendBool(b, h.unfit(s.id)), nil), true
 }

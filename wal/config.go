@@ -15,6 +15,7 @@ const (
 	DefaultCacheBytes    = 32 << 20
 	DefaultLinger        = 100 * time.Microsecond
 	DefaultScrubPerSec   = 4 << 20
+	DefaultScrubEvery    = 10 * time.Minute
 	DefaultSpareSegments = 4
 )
 
@@ -57,6 +58,11 @@ type Config struct {
 	// four minutes); negative is never.
 	ScrubBytesPerSecond int64
 
+	// ScrubEvery is how often everything is read back at most: a small log would
+	// otherwise be read all the time. 10 minutes by default. Less finds rot sooner
+	// and reads more.
+	ScrubEvery time.Duration
+
 	// Encrypt seals every record that is written from now on with AES-256-GCM; what
 	// is on disk already stays as it is until its segment is recycled. It costs 32
 	// bytes per record. Off by default.
@@ -98,6 +104,9 @@ func (c *Config) Validate() error {
 	if c.Linger > lingerMax {
 		errs = append(errs, fmt.Errorf("wal: Linger is %v: every write waits that long, at most %v is allowed", c.Linger, lingerMax))
 	}
+	if c.ScrubEvery < 0 {
+		errs = append(errs, fmt.Errorf("wal: ScrubEvery is negative: %v; to turn the scrubber off make ScrubBytesPerSecond negative", c.ScrubEvery))
+	}
 	if c.SpareSegments < 0 {
 		errs = append(errs, fmt.Errorf("wal: SpareSegments is negative: %d", c.SpareSegments))
 	}
@@ -118,6 +127,9 @@ func (c Config) withDefaults() Config {
 	def(&c.ScrubBytesPerSecond, DefaultScrubPerSec)
 	if c.Linger == 0 {
 		c.Linger = DefaultLinger
+	}
+	if c.ScrubEvery == 0 {
+		c.ScrubEvery = DefaultScrubEvery
 	}
 	if c.SpareSegments == 0 {
 		c.SpareSegments = DefaultSpareSegments

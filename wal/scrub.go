@@ -2,14 +2,8 @@ package wal
 
 import "time"
 
-const (
-	// scrubBytes is read at once; between two reads the segment may be recycled.
-	scrubBytes = 1 << 20
-
-	// scrubCycle is how often everything is read at most: a small log would
-	// otherwise be read all the time.
-	scrubCycle = 10 * time.Minute
-)
+// scrubBytes is read at once; between two reads the segment may be recycled.
+const scrubBytes = 1 << 20
 
 // scrubber reads sealed segments back at a low rate, so that rot is found while
 // other replicas can still repair it, and not by the next restart.
@@ -35,7 +29,7 @@ func (c *scrubber) run() {
 		case <-tick.C:
 		}
 		if len(rest) == 0 {
-			if time.Since(began) >= scrubCycle {
+			if time.Since(began) >= c.l.cfg.ScrubEvery {
 				rest = c.l.janitor.sealed()
 			}
 			if len(rest) > 0 {

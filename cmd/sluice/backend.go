@@ -79,7 +79,7 @@ func (b *backend) Status(ctx context.Context) (api.Status, error) {
 			}
 		}
 	}
-	b.addBacklogs(ctx, st, &out)
+	b.addDisks(ctx, st, &out)
 	if a := b.node.stores.alarm(); a != "" {
 		out.Alarms = append(out.Alarms, a)
 	}

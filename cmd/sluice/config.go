@@ -82,6 +82,8 @@ type StoreConfig struct {
 	// What follows is for the embedded store.
 	CompactMiBPerSecond int `yaml:"compact_mib_per_second"` // merging of files in the background; 0: 32
 	ScrubMiBPerSecond   int `yaml:"scrub_mib_per_second"`   // search for damage in cold files; 0: 1
+
+	ScrubEvery time.Duration `yaml:"scrub_every"` // how long a file that was found whole is left alone; 0: 720h
 }
 
 // ArchiveConfig names an S3-compatible bucket for copies of the embedded store's
@@ -113,8 +115,12 @@ type WALConfig struct {
 	SnapshotKiB int `yaml:"snapshot_kib"`
 	// TrailingEntries is how many entries of a shard stay behind a snapshot, for
 	// replicas that are a little behind: without them they get the snapshot.
-	TrailingEntries uint64           `yaml:"trailing_entries"`
-	Encryption      EncryptionConfig `yaml:"encryption"`
+	TrailingEntries uint64 `yaml:"trailing_entries"`
+	// Log and snapshots are read back in search of damage, everything once in
+	// ScrubEvery at most (0: 10m) and no faster than so much a second (0: 4), each.
+	ScrubMiBPerSecond int              `yaml:"scrub_mib_per_second"`
+	ScrubEvery        time.Duration    `yaml:"scrub_every"`
+	Encryption        EncryptionConfig `yaml:"encryption"`
 }
 
 // spareShare is the part of the log's budget that empty segment files may take
@@ -280,6 +286,9 @@ func (c *Config) defaults() {
 // retentionMax keeps a typing error from overflowing a time.
 const retentionMax = 100 * 365 * 24 * time.Hour
 
+// scrubEveryMax is a search for damage that peers can still repair.
+const scrubEveryMax = 365 * 24 * time.Hour
+
 // secretBytesMin keeps guessing out of reach.
 const secretBytesMin = 16
 
@@ -348,9 +357,17 @@ func (c *Config) Validate() error {
 	for _, r := range []struct {
 		key  string
 		rate int
-	}{{"store.compact_mib_per_second", c.Store.CompactMiBPerSecond}, {"store.scrub_mib_per_second", c.Store.ScrubMiBPerSecond}} {
+	}{{"store.compact_mib_per_second", c.Store.CompactMiBPerSecond}, {"store.scrub_mib_per_second", c.Store.ScrubMiBPerSecond}, {"wal.scrub_mib_per_second", c.WAL.ScrubMiBPerSecond}} {
 		if r.rate < 0 || r.rate > 10_000 {
 			problem(r.key, "is %d: use 1 to 10000, or 0 for the default", r.rate)
+		}
+	}
+	for _, e := range []struct {
+		key   string
+		every time.Duration
+	}{{"store.scrub_every", c.Store.ScrubEvery}, {"wal.scrub_every", c.WAL.ScrubEvery}} {
+		if e.every != 0 && (e.every < time.Second || e.every > scrubEveryMax) {
+			problem(e.key, "is %v: use 1s to %v, or 0s for the default", e.every, scrubEveryMax)
 		}
 	}
 	if c.Flush.Interval < 100*time.Millisecond || c.Flush.Interval > time.Hour {

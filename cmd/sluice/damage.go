@@ -34,6 +34,7 @@ var errLogGone = errors.New("the log is gone")
 // fatal: the process goes on as another incarnation.
 func runNode(ctx context.Context, logger *slog.Logger, cfg Config, sys system) error {
 	var damage error
+	sys.found = newDamages()
 	for {
 		err := runLife(ctx, logger, cfg, sys, damage)
 		var d *damageError
@@ -41,6 +42,7 @@ func runNode(ctx context.Context, logger *slog.Logger, cfg Config, sys system) e
 			return err
 		}
 		logger.Error("data directory is damaged: this node stops voting and is rebuilt as a new incarnation", "node", cfg.Node.ID, "err", err)
+		sys.found.note(damageKind(d), d.cause.Error())
 		damage = d
 	}
 }
@@ -68,6 +70,7 @@ func (n *node) tryLog() error {
 	log, err := wal.Open(n.logger, n.registry, wal.Config{
 		Dir: n.sys.logDir(n.cfg.Node.Data), FS: n.sys.log, Linger: n.sys.logLinger, Node: n.identity.Peer(), SegmentBytes: int64(n.cfg.WAL.SegmentMiB) << 20,
 		SpareSegments: n.cfg.WAL.spares(), Encrypt: n.cfg.WAL.Encryption.Enabled, Keys: keys, OnDamage: n.onLogDamage,
+		ScrubBytesPerSecond: int64(n.cfg.WAL.ScrubMiBPerSecond) << 20, ScrubEvery: n.cfg.WAL.ScrubEvery,
 	})
 	if err != nil {
 		return fmt.Errorf("open log: %w", err)
@@ -103,7 +106,9 @@ func (n *node) renew(cause error) error {
 
 // checkMetaSnapshots finds a meta group that could not start from its snapshot.
 func (n *node) checkMetaSnapshots() error {
-	name, err := shard.CheckSnapshots(n.logger, filepath.Join(n.cfg.Node.Data, "meta"), n.log.Group(meta.Group))
+	name, err := shard.CheckSnapshots(n.logger, filepath.Join(n.cfg.Node.Data, "meta"), n.log.Group(meta.Group), func(name string, err error) {
+		n.sys.found.note(kindSnapshot, fmt.Sprintf("snapshot %s of the meta group is damaged, its log reaches back far enough: %v", name, err))
+	})
 	if name != "" {
 		return &damageError{fmt.Errorf("snapshot %s of the meta group: %w", name, err)}
 	}
@@ -167,7 +172,14 @@ func (n *node) troubles() (out []string) {
 		for _, err := range n.host.Damaged() {
 			out = append(out, fmt.Sprintf("node %s: %s; it waits for the shard's leader to rebuild it", id, oneLine(err.Error())))
 		}
+		for _, err := range n.host.Rotten() {
+			out = append(out, fmt.Sprintf("node %s: %s; another one is being taken", id, oneLine(err.Error())))
+		}
 	}
+	if name := n.rotten.Load(); name != nil {
+		out = append(out, fmt.Sprintf("node %s: snapshot %s of the meta group is damaged; another one is being taken", id, *name))
+	}
+	out = append(out, n.segmentTroubles()...)
 	return out
 }
 

@@ -77,15 +77,23 @@ func (n *node) noRoom() string {
 
 func (n *node) serveBacklog() {
 	n.mux.Handle(frameBacklog, func(_ string, _ uint32, _ []byte, reply func([]byte, error)) {
-		reply(json.Marshal(n.meter.State()))
+		reply(json.Marshal(n.disk()))
 	})
 }
 
-// backlogs asks every node; one that does not answer in time is left out.
-func (n *node) backlogs(ctx context.Context) map[telemetry.NodeID]backlog.State {
+// diskState is what a node says of its disk.
+type diskState struct {
+	backlog.State
+	Damages []api.Damage `json:"damages,omitempty"` // found since the process started
+}
+
+func (n *node) disk() diskState { return diskState{n.meter.State(), n.sys.found.list()} }
+
+// disks asks every node; one that does not answer in time is left out.
+func (n *node) disks(ctx context.Context) map[telemetry.NodeID]diskState {
 	ctx, cancel := context.WithTimeout(ctx, refusedAskMax)
 	defer cancel()
-	out := map[telemetry.NodeID]backlog.State{n.identity.Node(): n.meter.State()}
+	out := map[telemetry.NodeID]diskState{n.identity.Node(): n.disk()}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, peer := range (directory{n.meta}).Peers() {
@@ -95,12 +103,12 @@ func (n *node) backlogs(ctx context.Context) map[telemetry.NodeID]backlog.State 
 		}
 		wg.Go(func() {
 			b, err := n.mux.Call(ctx, peer, frameBacklog, 0, nil)
-			var s backlog.State
+			var s diskState
 			if err == nil {
 				err = json.Unmarshal(b, &s)
 			}
 			if err != nil {
-				n.logger.Debug("backlog of a node not known", "peer", peer, "err", err)
+				n.logger.Debug("disk of a node not known", "peer", peer, "err", err)
 				return
 			}
 			mu.Lock()
@@ -112,22 +120,27 @@ func (n *node) backlogs(ctx context.Context) map[telemetry.NodeID]backlog.State 
 	return out
 }
 
-// addBacklogs shows every node's backlog, with an alarm for those that run out of
+// addDisks shows every node's backlog and what it has found damaged, with an alarm for those that run out of
 // room.
-func (b *backend) addBacklogs(ctx context.Context, st *meta.State, out *api.Status) {
+func (b *backend) addDisks(ctx context.Context, st *meta.State, out *api.Status) {
 	if !st.Initialized() {
+		for i := range out.Nodes { // a damaged node that waits knows of nobody else
+			if out.Nodes[i].ID == b.node.identity.Node() {
+				out.Nodes[i].Damages = b.node.sys.found.list()
+			}
+		}
 		return
 	}
-	states := b.node.backlogs(ctx)
+	states := b.node.disks(ctx)
 	for i := range out.Nodes {
 		id := out.Nodes[i].ID
 		s, ok := states[id]
 		if !ok {
 			continue
 		}
-		out.Nodes[i].Backlog = &s
+		out.Nodes[i].Backlog, out.Nodes[i].Damages = &s.State, s.Damages
 		if s.Level != backlog.OK {
-			out.Alarms = append(out.Alarms, backlogAlarm(id, &s))
+			out.Alarms = append(out.Alarms, backlogAlarm(id, &s.State))
 		}
 	}
 }

@@ -68,6 +68,8 @@ type node struct {
 
 	damage  error                  // what ended the life before this one, nil for the first
 	failed  chan error             // what ends this one
+	asides  asides                 // what rotted in the embedded store
+	rotten  atomic.Pointer[string] // the meta group's snapshot that has rotted, until another one is taken
 	waiting atomic.Pointer[string] // why the node is not part of the cluster yet, "" when it is
 
 	serving  atomic.Bool // the broker takes publishes
@@ -84,10 +86,14 @@ func runLife(ctx context.Context, logger *slog.Logger, cfg Config, sys system, d
 		cfg: cfg, sys: sys, logger: logger.With("node", cfg.Node.ID), registry: prometheus.NewRegistry(),
 		damage: damage, failed: make(chan error, 1),
 	}
+	if sys.found == nil {
+		n.sys.found = newDamages()
+	}
 	if sys.born != nil {
 		sys.born(n)
 	}
 	n.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	n.sys.found.register(n.registry)
 	ctx, cancel := context.WithCancelCause(ctx)
 	n.running.Go(func() { // also while starting: waiting for the cluster may take for ever
 		select {
@@ -168,7 +174,7 @@ func (n *node) openData(context.Context) (func() error, error) {
 	if err := n.openLog(); err != nil {
 		return n.identity.Close, err
 	}
-	n.stores, err = openStores(n.logger, n.registry, n.cfg, n.identity)
+	n.stores, err = openStores(n.logger, n.registry, n.cfg, n.identity, n.rottenSegment)
 	if err != nil {
 		return func() error { return errors.Join(n.log.Close(), n.identity.Close()) }, err
 	}
@@ -198,7 +204,14 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	n.mux.Handle(frameMeta, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
 		n.meta.HandleForward(from, body, reply)
 	})
-	return n.meta.Close, nil
+	ctx, cancel := context.WithCancel(ctx)
+	var scrubbing sync.WaitGroup
+	scrubbing.Go(func() { n.cfg.WAL.scrub().Due(ctx, n.scrubMeta) })
+	return func() error {
+		cancel()
+		scrubbing.Wait()
+		return n.meta.Close()
+	}, nil
 }
 
 func (n *node) openShards(ctx context.Context) (func() error, error) {
@@ -223,11 +236,14 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		Self: n.identity.Peer(), Dir: filepath.Join(n.cfg.Node.Data, "shards"),
 		Flush: shard.FlushConfig{Interval: n.cfg.Flush.Interval, RowsMax: n.cfg.Flush.RowsMax, Retain: n.cfg.Flush.Retain, RetainBytes: int64(n.cfg.Flush.RetainMiB) << 20}, FlushesMax: n.stores.flushesMax(),
 		Limits: shard.Limits{SnapshotLogBytes: int64(n.cfg.WAL.SnapshotKiB) << 10, TrailingLogs: n.cfg.WAL.TrailingEntries}, Clock: n.sys.clock,
+		Scrub: n.cfg.WAL.scrub(),
 	}, shard.Deps{
 		Log:       func(group uint32) shard.Log { return n.log.Group(group) },
 		Transport: n.peers, Stores: n.stores.Stores, Detector: anomaly.New(anomaly.DefaultParams()), Emit: n.feed.emit, Confirms: n.webhook != nil,
 		Draining: n.peerDraining, Ask: n.peers.Ask, Evicted: func(peer string) bool { return n.meta.State().Evicted[peer] },
-		SlowDisk: n.log.Slow, Complete: n.complete, Drop: n.stores.drop, Settled: n.settled, Sessions: &n.sessions,
+		RottenRows: n.rottenRows,
+		OnDamage:   func(err error) { n.sys.found.note(kindSnapshot, err.Error()) },
+		SlowDisk:   n.log.Slow, Complete: n.complete, Drop: n.drop, Settled: n.settled, Sessions: &n.sessions,
 	})
 	if err != nil {
 		return nil, err

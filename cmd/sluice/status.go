@@ -82,6 +82,7 @@ func printStatus(w io.Writer, st *fullStatus) error {
 		return err
 	}
 	printBacklogs(w, st.Nodes)
+	printDamages(w, st.Nodes)
 	fmt.Fprintf(w, "\n%s\n", shardSummary(&st.Status))
 	shown := st.Shards
 	if len(shown) > shardsShown {
@@ -118,6 +119,21 @@ func printBacklogs(w io.Writer, nodes []api.Node) {
 		}
 		fmt.Fprintf(w, "backlog %s  %s, %s messages%s; the log takes %s of %s (%.0f %%)\n",
 			n.ID, size(b.Waiting), count(b.Messages), left, size(b.Used), size(b.Budget), 100*b.Share())
+	}
+}
+
+// printDamages is a line per file that was found damaged: most of them are
+// repaired, but a disk that rots is to be replaced.
+func printDamages(w io.Writer, nodes []api.Node) {
+	first := true
+	for _, n := range nodes {
+		for _, d := range n.Damages {
+			if first {
+				fmt.Fprintln(w)
+				first = false
+			}
+			fmt.Fprintf(w, "damage %s  %s %s: %s\n", n.ID, d.Time, d.Kind, d.What)
+		}
 	}
 }
 

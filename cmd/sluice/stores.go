@@ -38,7 +38,7 @@ func (s *stores) fail(err error) {
 // openStores opens the database if the configuration names one, and the embedded
 // store otherwise. A database that cannot be reached is no error: intake goes
 // on, the backlog shows.
-func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *cluster.Identity) (stores, error) {
+func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *cluster.Identity, rotten func(telemetry.ShardID, parquet.Range, error)) (stores, error) {
 	if cfg.Store.Database != "" {
 		pc := databaseConfig(&cfg)
 		pc.Cluster = id.ClusterID
@@ -51,6 +51,7 @@ func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *
 	files, err := parquet.Open(logger, reg, parquet.Config{
 		Dir: filepath.Join(cfg.Node.Data, "store"), Retention: cfg.Store.Retention,
 		CompactBytesPerSecond: cfg.Store.CompactMiBPerSecond << 20, ScrubBytesPerSecond: cfg.Store.ScrubMiBPerSecond << 20,
+		ScrubEvery: cfg.Store.ScrubEvery, OnDamage: rotten,
 	})
 	if err != nil {
 		return stores{}, err

@@ -21,6 +21,7 @@ type system struct {
 	log       vfs.FS                                                   // of the log
 	logLinger time.Duration                                            // see wal.Config
 	clock     *clock.Clock                                             // that leaders propose
+	found     *damages                                                 // that outlive a life; nil: of this one
 	born      func(*node)                                              // is told of every life
 }
 

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // Config of a Store. The zero value of every field but Dir is its default.
@@ -35,11 +37,20 @@ type Config struct {
 	// ScrubBytesPerSecond bounds what the search for damage in cold files reads;
 	// default 1 MiB, which is 86 GB a day.
 	ScrubBytesPerSecond int
+
+	// ScrubEvery is how long a file that was found whole is left alone; default 30
+	// days. Less finds damage sooner and reads more.
+	ScrubEvery time.Duration
+
+	// OnDamage, if set, is told of every file that is set aside, with the range of
+	// its shard that is missing from then on. It must not call the store.
+	OnDamage func(shard telemetry.ShardID, r Range, why error)
 }
 
 const (
 	compactRateDefault = 32 << 20
 	scrubRateDefault   = 1 << 20
+	scrubEveryDefault  = 30 * 24 * time.Hour
 	rateLimit          = 1 << 40
 )
 
@@ -70,6 +81,9 @@ func (c Config) withDefaults() Config {
 	if c.ScrubBytesPerSecond == 0 {
 		c.ScrubBytesPerSecond = scrubRateDefault
 	}
+	if c.ScrubEvery == 0 {
+		c.ScrubEvery = scrubEveryDefault
+	}
 	return c
 }
 
@@ -92,6 +106,9 @@ func (c Config) Validate() error {
 		if r.rate < 0 || r.rate > rateLimit {
 			errs = append(errs, fmt.Errorf("%s rate of %d bytes per second: must be between 1 and %d, or 0 for the default", r.name, r.rate, rateLimit))
 		}
+	}
+	if c.ScrubEvery < 0 {
+		errs = append(errs, fmt.Errorf("scrub every %v: must be positive, or 0 for the default", c.ScrubEvery))
 	}
 	return errors.Join(errs...)
 }

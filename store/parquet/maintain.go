@@ -14,8 +14,6 @@ const (
 	// scrubAfter is how old the rows of a file are before it is looked at: younger
 	// ones are about to be read by compaction, which checks as much.
 	scrubAfter = time.Hour
-	// scrubEvery is how long a file that was found whole is left alone.
-	scrubEvery = 30 * 24 * time.Hour
 )
 
 // Maintain expires, compacts and removes files in the background until ctx ends
@@ -73,17 +71,18 @@ func sleep(ctx context.Context, d time.Duration) bool {
 // that it is fetched from a peer while there is one that has it.
 func (s *Store) scrub(ctx context.Context) {
 	clean := map[fileKey]time.Time{}
+	young := min(scrubAfter, s.cfg.ScrubEvery)
 	for ctx.Err() == nil {
 		present := map[fileKey]time.Time{}
 		worked := false
 		for _, shard := range s.Shards() {
 			for _, seg := range s.Segments(shard) {
 				key := keyOf(&seg)
-				if at, ok := clean[key]; ok && s.now().Sub(at) < scrubEvery {
+				if at, ok := clean[key]; ok && s.now().Sub(at) < s.cfg.ScrubEvery {
 					present[key] = at
 					continue
 				}
-				if s.now().UnixMicro()-seg.MaxReceived < scrubAfter.Microseconds() {
+				if s.now().UnixMicro()-seg.MaxReceived < young.Microseconds() {
 					continue
 				}
 				worked = true
@@ -99,7 +98,7 @@ func (s *Store) scrub(ctx context.Context) {
 			}
 		}
 		clean = present // files that are gone are forgotten
-		if !worked && !sleep(ctx, maintainEvery) {
+		if !worked && !sleep(ctx, min(maintainEvery, s.cfg.ScrubEvery)) {
 			return
 		}
 	}

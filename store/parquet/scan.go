@@ -64,6 +64,7 @@ func (s *Store) scanShard(shard telemetry.ShardID) error {
 		}
 		seg, err := probe(shard, r)
 		if errors.Is(err, ErrCorrupt) {
+			s.metrics.damaged.Inc()
 			err = s.setAside(shard, e.Name(), err)
 		} else if err == nil {
 			found = append(found, seg)
@@ -73,6 +74,14 @@ func (s *Store) scanShard(shard telemetry.ShardID) error {
 		}
 	}
 	return s.adopt(shard, found)
+}
+
+// rangeOf is the range that a file is named by, whatever it holds.
+func rangeOf(name string) (Range, bool) {
+	if r, ok := parseFileName(name); ok {
+		return r, true
+	}
+	return parseExpiredName(name)
 }
 
 // probe reads a file's footer.
@@ -170,6 +179,9 @@ func (s *Store) setAside(shard telemetry.ShardID, name string, why error) error 
 	}
 	if err := s.disk.syncDir(s.dir(shard)); err != nil {
 		return fmt.Errorf("sync directory of shard %d: %w", shard, err)
+	}
+	if r, ok := rangeOf(name); ok && s.cfg.OnDamage != nil {
+		s.cfg.OnDamage(shard, r, why)
 	}
 	s.log.Warn("segment set aside, it will be fetched or flushed again", "shard", shard, "path", path+suffixDamaged, "err", why)
 	return nil

@@ -77,11 +77,11 @@ func openStore(logger *slog.Logger, reg prometheus.Registerer, cfg Config, d dis
 	if s.zstd, err = newZstdDecoder(); err != nil {
 		return nil, err
 	}
-	if err := s.scan(); err != nil {
-		return nil, fmt.Errorf("scan store directory %s: %w", cfg.Dir, err)
-	}
 	if s.metrics, err = newMetrics(reg); err != nil {
 		return nil, err
+	}
+	if err := s.scan(); err != nil {
+		return nil, fmt.Errorf("scan store directory %s: %w", cfg.Dir, err)
 	}
 	s.cache = newCache(cfg.OpenFilesMax, s.metrics.openFiles)
 	s.gauges()

@@ -1,0 +1,328 @@
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-iot/sluice/api"
+	"github.com/sluice-iot/sluice/bench"
+	"github.com/sluice-iot/sluice/devcluster"
+)
+
+// Rot on the disk of a node that runs is found by reading back what is not needed
+// right now, reported, and repaired from what memory and peers have.
+
+// scrubbed makes nodes read everything back all the time, and take snapshots and
+// seal segments of the log early.
+func scrubbed(o *devcluster.Options) {
+	o.Shards = 6
+	o.Environ = append(o.Environ, "SLUICE_WAL_SCRUB_EVERY=1s", "SLUICE_STORE_SCRUB_EVERY=1s", "SLUICE_WAL_SEGMENT_MIB=1")
+}
+
+// snapshotting takes snapshots of little.
+func snapshotting(o *devcluster.Options) { o.Environ = append(o.Environ, "SLUICE_WAL_SNAPSHOT_KIB=16") }
+
+// bulk is what one request brought: values that do not compress.
+type bulk struct {
+	messages, sensors int
+}
+
+const bulkDevices = 12
+
+// fill posts until a node has sealed segments, and returns what was acknowledged.
+func fill(t *testing.T, c *devcluster.Cluster, victim *devcluster.Node) (sent bulk) {
+	t.Helper()
+	r := rand.New(rand.NewPCG(1, 2))
+	sent.sensors = 40
+	at := time.Now().UTC().Truncate(time.Second)
+	for end := time.Now().Add(time.Minute); metric(t, victim, "sluice_wal_segments") < 3; {
+		if time.Now().After(end) {
+			t.Fatal("the log has no sealed segment within a minute")
+		}
+		var b strings.Builder
+		const messages = 20 * bulkDevices
+		for i := range messages {
+			ts := at.Add(time.Duration((sent.messages+i)/bulkDevices) * time.Millisecond)
+			fmt.Fprintf(&b, `{"device_id":"bulk-%d","timestamp":%q,"sensors":{`, i%bulkDevices, ts.Format(time.RFC3339Nano))
+			for s := range sent.sensors {
+				if s > 0 {
+					b.WriteByte(',')
+				}
+				fmt.Fprintf(&b, `"s%d":%v`, s, r.Float64())
+			}
+			b.WriteString("}}\n")
+		}
+		if counts := post(t, c.Nodes()[0], b.String()); counts.Applied != messages {
+			t.Fatalf("posted %d messages: %+v", messages, counts)
+		}
+		sent.messages += messages
+	}
+	return sent
+}
+
+// check reads everything back through one node: each message once.
+func (b bulk) check(t *testing.T, n *devcluster.Node) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	defer cancel()
+	for d := range bulkDevices {
+		stored, err := readings(ctx, n, fmt.Sprintf("bulk-%d", d))
+		if err != nil {
+			t.Fatalf("read bulk-%d through %s: %v", d, n.ID, err)
+		}
+		if want := b.messages / bulkDevices * b.sensors; len(stored) != want {
+			t.Errorf("bulk-%d through %s: %d readings, want %d", d, n.ID, len(stored), want)
+		}
+		slices.SortFunc(stored, func(x, y bench.Stored) int {
+			if c := x.Time.Compare(y.Time); c != 0 {
+				return c
+			}
+			return strings.Compare(x.Sensor, y.Sensor)
+		})
+		for i := 1; i < len(stored); i++ {
+			if stored[i].Time.Equal(stored[i-1].Time) && stored[i].Sensor == stored[i-1].Sensor {
+				t.Fatalf("bulk-%d through %s: %s at %v is there twice", d, n.ID, stored[i].Sensor, stored[i].Time)
+			}
+		}
+	}
+}
+
+func TestLogThatRotsWhileTheNodeRunsIsFoundAndRebuilt(t *testing.T) {
+	c := start(t, scrubbed)
+	fleet, stop := publish(t, c)
+	victim, other := c.Nodes()[2], c.Nodes()[0]
+	sent := fill(t, c, victim)
+	old := peerOf(t, victim)
+	damageLog(t, victim) // its first segment: sealed, and nothing has been compacted away yet
+	eventually(t, "the node goes on as another incarnation", func() bool { return peerOf(t, victim) != old })
+	everybodyVotes(t, victim)
+	stop()
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+	for _, n := range c.Nodes() {
+		sent.check(t, n)
+	}
+	log := logOf(t, victim)
+	wants(t, "log of the damaged node", log, "log segment is damaged", "this node stops voting and is rebuilt as a new incarnation", "data directory set aside")
+	_, rest, _ := strings.Cut(log, "log segment is damaged")
+	before, _, _ := strings.Cut(rest, "data directory set aside")
+	if strings.Contains(before, "leading shard") {
+		t.Errorf("it led under its old name after the damage was found:\n%s", before)
+	}
+	reported(t, "log", "is damaged at byte", victim, other)
+	if aside, err := filepath.Glob(filepath.Join(victim.Data, "damaged-*", "wal", "*.wal")); err != nil || len(aside) == 0 {
+		t.Errorf("the damaged log was not kept: %v, %v", aside, err)
+	}
+}
+
+func TestSnapshotThatRotsWhileTheNodeRunsIsReplaced(t *testing.T) {
+	c := start(t, scrubbed, snapshotting)
+	fleet, stop := publish(t, c)
+	victim, other := c.Nodes()[1], c.Nodes()[0]
+	var snapshot string
+	eventually(t, "there is a snapshot", func() bool {
+		snapshot = latestSnapshot(t, victim)
+		return snapshot != ""
+	})
+	stop() // nothing more is written, so that nothing else replaces it
+	eventually(t, "no other snapshot is taken", func() bool {
+		before := latestSnapshot(t, victim)
+		time.Sleep(3 * time.Second)
+		snapshot = latestSnapshot(t, victim)
+		return before == snapshot
+	})
+	flip(t, filepath.Join(snapshot, "state.bin"), 100)
+	eventually(t, "it is replaced", func() bool { return strings.Contains(logOf(t, victim), "damaged snapshot replaced") })
+	wants(t, "log of the damaged node", logOf(t, victim), "snapshot is damaged: another one is taken", filepath.Base(snapshot))
+	if got := metric(t, victim, "sluice_shard_damaged_total"); got < 1 {
+		t.Errorf("sluice_shard_damaged_total is %v", got)
+	}
+	reported(t, "snapshot", filepath.Base(snapshot), victim, other)
+	noAlarms(t, victim)
+
+	// What it has now is good enough to start from.
+	said := len(logOf(t, victim))
+	if err := victim.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	everybodyVotes(t, victim)
+	if log := logOf(t, victim)[said:]; strings.Contains(log, "replica is damaged") {
+		t.Errorf("the replica was damaged at the next start:\n%s", log)
+	}
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+}
+
+func TestSegmentThatRotsWhileTheNodeRunsIsFetched(t *testing.T) {
+	c := start(t, scrubbed)
+	fleet, stop := publish(t, c)
+	victim, other := c.Nodes()[1], c.Nodes()[0]
+	eventually(t, "the store has files", func() bool { return len(segmentsOf(t, victim)) > 0 })
+	stop()
+	eventually(t, "the store stands still", func() bool { // flushes and merges are over
+		before := segmentsOf(t, victim)
+		time.Sleep(6 * time.Second)
+		return slices.Equal(before, segmentsOf(t, victim))
+	})
+	segment := segmentsOf(t, victim)[0]
+	flip(t, segment, 100)
+	eventually(t, "it is set aside", func() bool { return strings.Contains(logOf(t, victim), "segment set aside") })
+	eventually(t, "a good one is fetched", func() bool { return strings.Contains(logOf(t, victim), "segments fetched") })
+	if got := metric(t, victim, "sluice_parquet_damaged_total"); got < 1 {
+		t.Errorf("sluice_parquet_damaged_total is %v", got)
+	}
+	reported(t, "segment", "of shard", victim, other)
+	noAlarms(t, victim)
+	if _, err := os.Stat(segment + ".damaged"); err != nil {
+		t.Errorf("the damaged file was not kept: %v", err)
+	}
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+}
+
+// TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt is what a start
+// finds: the replica is not started before its peers have rebuilt it.
+func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T) {
+	c := start(t, scrubbed, snapshotting, func(o *devcluster.Options) { o.Environ = append(o.Environ, "SLUICE_WAL_TRAILING_ENTRIES=1") })
+	fleet, stop := publish(t, c)
+	victim, other := c.Nodes()[1], c.Nodes()[0]
+	eventually(t, "there are segments", func() bool { return len(segmentsOf(t, victim)) > 0 })
+	for range 3 { // behind the segments, so that the log is cut and does not reach back to the beginning
+		before := latestSnapshot(t, victim)
+		eventually(t, "a snapshot is taken", func() bool { return latestSnapshot(t, victim) != before })
+	}
+	if err := victim.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range snapshotsOf(t, victim) { // all of them: raft would go back to the one before
+		flip(t, filepath.Join(s, "state.bin"), 100)
+	}
+	segment := segmentsOf(t, victim)[0]
+	info, err := os.Stat(segment)
+	if err != nil {
+		t.Fatal(err)
+	}
+	flip(t, segment, info.Size()-16) // its footer, which is all that a start reads
+	said := len(logOf(t, victim))
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	everybodyVotes(t, victim)
+	stop()
+	wants(t, "log of the damaged node", logOf(t, victim)[said:], "replica is damaged: it neither votes nor leads", "segment set aside")
+	if got := metric(t, victim, "sluice_shard_damaged_total"); got < 1 {
+		t.Errorf("sluice_shard_damaged_total is %v", got)
+	}
+	if got := metric(t, victim, "sluice_parquet_damaged_total"); got < 1 {
+		t.Errorf("sluice_parquet_damaged_total is %v", got)
+	}
+	reported(t, "snapshot", "is damaged", victim, other)
+	reported(t, "segment", "of shard", victim, other)
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+	if aside, err := filepath.Glob(filepath.Join(victim.Data, "shards", "*.damaged-*")); err != nil || len(aside) == 0 {
+		t.Errorf("the damaged snapshots were not kept: %v, %v", aside, err)
+	}
+}
+
+// reported checks that metric and status name a damage of a node, the status of
+// another node too.
+func reported(t *testing.T, kind, what string, victim, other *devcluster.Node) {
+	t.Helper()
+	if got := metric(t, victim, fmt.Sprintf("sluice_node_damages_total{kind=%q}", kind)); got < 1 {
+		t.Errorf("sluice_node_damages_total of %s is %v", kind, got)
+	}
+	for _, n := range []*devcluster.Node{victim, other} {
+		eventually(t, "the status of "+n.ID+" shows the damage of a "+kind, func() bool {
+			st, err := status(t, n)
+			if err != nil {
+				return false
+			}
+			i := slices.IndexFunc(st.Nodes, func(x api.Node) bool { return string(x.ID) == victim.ID })
+			return i >= 0 && slices.ContainsFunc(st.Nodes[i].Damages, func(d api.Damage) bool { return d.Kind == kind && strings.Contains(d.What, what) })
+		})
+	}
+	out, stderr, code := try(t, "status", "--api", "http://"+other.HTTP)
+	if code != 0 || !strings.Contains(out, "damage "+victim.ID) {
+		t.Errorf("sluice status: exit code %d, %s, no damage in\n%s", code, stderr, out)
+	}
+}
+
+func noAlarms(t *testing.T, n *devcluster.Node) {
+	t.Helper()
+	eventually(t, "nothing is left to be alarmed about", func() bool {
+		st, err := status(t, n)
+		return err == nil && len(st.Alarms) == 0
+	})
+}
+
+// snapshotsOf lists the finished snapshots of the shards of a node.
+func snapshotsOf(t *testing.T, n *devcluster.Node) (out []string) {
+	t.Helper()
+	sums, err := filepath.Glob(filepath.Join(n.Data, "shards", "?????", "snapshots", "*", "meta.sum"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range sums {
+		out = append(out, filepath.Dir(s))
+	}
+	return out
+}
+
+// latestSnapshot is the newest one of the first shard that has any.
+func latestSnapshot(t *testing.T, n *devcluster.Node) (latest string) {
+	t.Helper()
+	var newest time.Time
+	shard := ""
+	for _, s := range snapshotsOf(t, n) {
+		of := filepath.Dir(s)
+		info, err := os.Stat(filepath.Join(s, "meta.sum"))
+		if err != nil || shard != "" && of != shard {
+			continue
+		}
+		if shard = of; info.ModTime().After(newest) {
+			latest, newest = s, info.ModTime()
+		}
+	}
+	return latest
+}
+
+func segmentsOf(t *testing.T, n *devcluster.Node) []string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(n.Data, "store", "*", "*.parquet"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Sort(files)
+	return files
+}
+
+// flip changes a few bytes of a file.
+func flip(t *testing.T, path string, at int64) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = f.Close() }() // its write is checked
+	b := make([]byte, 8)
+	if _, err := f.ReadAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+	for i := range b {
+		b[i] ^= 0x40
+	}
+	if _, err := f.WriteAt(b, at); err != nil {
+		t.Fatal(err)
+	}
+}
