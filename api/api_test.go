@@ -225,6 +225,10 @@ func TestOperatorsActs(t *testing.T) {
 		t.Errorf("drain: %d %s", r.status, r.body)
 	}
 	wantProblem(t, n.do("POST", "/api/v1/nodes/n9/drain", nil), 404, `"n9"`)
+	if r := n.do("DELETE", "/api/v1/nodes/n0/drain", nil); r.status != 202 || strings.TrimSpace(r.body) != `{"node":"n0","state":"alive"}` {
+		t.Errorf("end of a drain: %d %s", r.status, r.body)
+	}
+	wantProblem(t, n.do("DELETE", "/api/v1/nodes/n9/drain", nil), 404, `"n9"`)
 }
 
 func TestEveryErrorIsAProblemWithARemedy(t *testing.T) {

@@ -55,6 +55,9 @@ type Cluster interface {
 	// them, off a node, and returns when that is recorded; ErrNotFound for a node
 	// that is not registered.
 	Drain(ctx context.Context, node telemetry.NodeID) error
+	// EndDrain lets a node be used again, and returns when that is recorded; nothing
+	// for a node that is not draining. ErrNotFound as above.
+	EndDrain(ctx context.Context, node telemetry.NodeID) error
 	// Evict removes a node for ever and returns when that is recorded; ErrNotFound
 	// as above, ErrConflict for one that is alive and holds replicas.
 	Evict(ctx context.Context, node telemetry.NodeID) error

@@ -31,10 +31,10 @@ type simple struct {
 	Node   telemetry.NodeID `json:"node,omitempty"`
 }
 
-// drained is the body of POST /api/v1/nodes/{id}/drain.
+// drained is the body of POST and DELETE /api/v1/nodes/{id}/drain.
 type drained struct {
 	Node  telemetry.NodeID `json:"node"`
-	State string           `json:"state" enum:"draining"`
+	State string           `json:"state" enum:"draining,alive" doc:"what the node is to be now"`
 }
 
 type evicted struct {
@@ -145,6 +145,13 @@ func (s *Server) clusterRoutes() {
 	}, func(ctx context.Context, p *params) (drained, error) {
 		node := telemetry.NodeID(p.path("id"))
 		return drained{Node: node, State: NodeDraining}, s.backend.Cluster.Drain(ctx, node)
+	})
+	register(s, huma.Operation{
+		OperationID: "end-drain", Method: http.MethodDelete, Path: "/api/v1/nodes/{id}/drain", Summary: "Use a node that is draining, or drained, again",
+		Parameters: []*huma.Param{pathParam("id", "node")}, DefaultStatus: http.StatusAccepted,
+	}, func(ctx context.Context, p *params) (drained, error) {
+		node := telemetry.NodeID(p.path("id"))
+		return drained{Node: node, State: NodeAlive}, s.backend.Cluster.EndDrain(ctx, node)
 	})
 
 	register(s, huma.Operation{

@@ -196,7 +196,7 @@ func TestOperatorsWordsTakeEffect(t *testing.T) {
 	if err := json.Unmarshal([]byte(succeeds(t, n, "anomalies", "--json")), &a); err != nil || a.Closed == nil || !a.Normal {
 		t.Errorf("anomaly %+v, error %v, want it closed and normal", a, err)
 	}
-	fails(t, n, "--json for the ids", "anomalies", "normal", "0-1-999")
+	fails(t, n, `no anomaly has the id "0-1-999": sluice anomalies --json lists the ids`, "anomalies", "normal", "0-1-999")
 	wants(t, "target", succeeds(t, n, "anomalies", "target"), "1 false alarms")
 	wants(t, "target", succeeds(t, n, "anomalies", "target", "0.2"), "0.2 false alarms")
 	fails(t, n, "0.001", "anomalies", "target", "1e9")

@@ -77,6 +77,12 @@ func (c *Client) Drain(ctx context.Context, node telemetry.NodeID) error {
 	return err
 }
 
+// EndDrain lets a node be used again; Ready on it says when it serves.
+func (c *Client) EndDrain(ctx context.Context, node telemetry.NodeID) error {
+	_, err := ask[struct{}](ctx, c, &call{method: http.MethodDelete, path: "/api/v1/nodes/" + url.PathEscape(string(node)) + "/drain"})
+	return err
+}
+
 // Evict removes a node for ever; api.ErrConflict while it is alive and holds
 // replicas.
 func (c *Client) Evict(ctx context.Context, node telemetry.NodeID) error {

@@ -113,7 +113,7 @@ func TestEveryCallReachesItsRoute(t *testing.T) {
 	c := n.client
 	n.Insert("d", store.Point{Time: 1_000_000, Received: 2_000_000, Sensor: "a", Value: 1.5, Score: 0.25})
 	n.AddAnomaly(api.EventOpened, telemetry.Anomaly{ID: "0-1-0", Device: "d", Opened: 1_000_000})
-	if err := errors.Join(c.Health(ctx), c.Ready(ctx), c.Drain(ctx, "n0")); err != nil {
+	if err := errors.Join(c.Health(ctx), c.Ready(ctx), c.Drain(ctx, "n0"), c.EndDrain(ctx, "n0")); err != nil {
 		t.Error(err)
 	}
 	if s, err := c.Init(ctx, api.InitRequest{Shards: 24}); err != nil || s.ClusterID != "c1" {

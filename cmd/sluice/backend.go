@@ -250,10 +250,19 @@ func (b *backend) Init(ctx context.Context, req api.InitRequest) error {
 
 // Drain implements api.Cluster.
 func (b *backend) Drain(ctx context.Context, id telemetry.NodeID) error {
+	return b.setDraining(ctx, id, true)
+}
+
+// EndDrain implements api.Cluster.
+func (b *backend) EndDrain(ctx context.Context, id telemetry.NodeID) error {
+	return b.setDraining(ctx, id, false)
+}
+
+func (b *backend) setDraining(ctx context.Context, id telemetry.NodeID, draining bool) error {
 	if _, ok := b.node.meta.State().Nodes[id]; !ok {
 		return fmt.Errorf("node %s: %w", id, api.ErrNotFound)
 	}
-	if err := b.node.meta.Propose(ctx, meta.SetDraining{Node: id, Draining: true}); err != nil {
+	if err := b.node.meta.Propose(ctx, meta.SetDraining{Node: id, Draining: draining}); err != nil {
 		return unavailable(err)
 	}
 	return nil

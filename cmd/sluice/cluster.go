@@ -38,12 +38,20 @@ func (c *clusterInitCmd) Run(ctx context.Context) error {
 
 type drainCmd struct {
 	apiFlag
-	Node telemetry.NodeID `arg:"" help:"Id of the node."`
+	Node   telemetry.NodeID `arg:"" help:"Id of the node."`
+	Cancel bool             `help:"Use the node again: it begins to serve within seconds, and is given leaderships and replicas like any other."`
 }
 
 // Run implements kong.
 func (c *drainCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error {
+		if c.Cancel {
+			if err := cl.EndDrain(ctx, c.Node); err != nil {
+				return err
+			}
+			fmt.Printf("%s is not to drain: within seconds it takes clients again; leaderships, and replicas that it has given away, come back to it as the cluster is balanced; see sluice status\n", c.Node)
+			return nil
+		}
 		if err := cl.Drain(ctx, c.Node); err != nil {
 			return err
 		}

@@ -31,12 +31,17 @@ func (e *damageError) Unwrap() error { return e.cause }
 var errLogGone = errors.New("the log is gone")
 
 // runNode runs a node until ctx ends or something fatal happens. Damage is not
-// fatal: the process goes on as another incarnation.
+// fatal: the process goes on as another incarnation. Nor is the end of a drain: it
+// goes on as the same one.
 func runNode(ctx context.Context, logger *slog.Logger, cfg Config, sys system) error {
 	var damage error
 	sys.found = newDamages()
 	for {
 		err := runLife(ctx, logger, cfg, sys, damage)
+		if ctx.Err() == nil && errors.Is(err, errDrainEnded) {
+			damage = nil
+			continue
+		}
 		var d *damageError
 		if ctx.Err() != nil || !errors.As(err, &d) {
 			return err

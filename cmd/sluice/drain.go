@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 )
 
@@ -12,12 +13,25 @@ const (
 	handOverMax = 3 * time.Second
 )
 
-// watchDraining drains the broker when an operator drains the node.
+// errDrainEnded ends the life of a drained node that is to be used again. Drained,
+// it has no client and leads nothing, so that beginning anew costs nobody
+// anything, and there is one way in which a node begins to serve.
+var errDrainEnded = errors.New("the drain was ended")
+
+// watchDraining drains the node when an operator wants it, and begins another life
+// when the operator has changed their mind.
 func (n *node) watchDraining(ctx context.Context) {
+	drained := false
 	for {
 		changed := n.meta.Watch()
-		if n.meta.State().Nodes[n.identity.Node()].Draining && n.draining.CompareAndSwap(false, true) {
+		draining := n.meta.State().Nodes[n.identity.Node()].Draining
+		if draining && n.draining.CompareAndSwap(false, true) {
 			n.drain()
+			drained = true
+		} else if !draining && drained && ctx.Err() == nil {
+			n.logger.Info("the drain was ended: this node begins to serve again")
+			n.fail(errDrainEnded)
+			return
 		}
 		select {
 		case <-ctx.Done():

@@ -36,7 +36,7 @@ type cli struct {
 	Detect   detectCmd   `cmd:"" help:"Find anomalies in a CSV file, without a cluster."`
 
 	Cluster  clusterCmd  `cmd:"" help:"Create a cluster."`
-	Drain    drainCmd    `cmd:"" help:"Let a node's clients, leaderships and then its replicas go to the others, until its next start."`
+	Drain    drainCmd    `cmd:"" help:"Let a node's clients, leaderships and then its replicas go to the others, until its next start or --cancel."`
 	Database databaseCmd `cmd:"" help:"Prepare the database."`
 	WAL      walCmd      `cmd:"" name:"wal" help:"Look into a stopped node's log."`
 

@@ -80,7 +80,7 @@ func (c *normalCmd) Run(ctx context.Context) error {
 	return c.with(func(cl *client.Client) error {
 		err := cl.Normal(ctx, c.ID)
 		if errors.Is(err, api.ErrNotFound) {
-			return fmt.Errorf("%w: see sluice anomalies --json for the ids; only the latest 10,000 of a shard can be judged", err)
+			return fmt.Errorf("no anomaly has the id %q: sluice anomalies --json lists the ids (7-4711-0, for example); only the latest 10,000 of a shard can be judged", c.ID)
 		}
 		if err == nil {
 			fmt.Printf("%s is closed, its pattern counts less from now on\n", c.ID)

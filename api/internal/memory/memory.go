@@ -220,6 +220,11 @@ func (c *Cluster) Drain(_ context.Context, node telemetry.NodeID) error {
 	return nil
 }
 
+// EndDrain knows n0 only.
+func (c *Cluster) EndDrain(ctx context.Context, node telemetry.NodeID) error {
+	return c.Drain(ctx, node)
+}
+
 // Evict knows n0 only, which is alive.
 func (c *Cluster) Evict(_ context.Context, node telemetry.NodeID) error {
 	if node != "n0" {
