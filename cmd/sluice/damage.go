@@ -31,24 +31,21 @@ func (e *damageError) Unwrap() error { return e.cause }
 var errLogGone = errors.New("the log is gone")
 
 // runNode runs a node until ctx ends or something fatal happens. Damage is not
-// fatal: the process goes on as another incarnation. Nor is the end of a drain: it
+// fatal: the process goes on as another incarnation. Nor is what wraps errAnew: it
 // goes on as the same one.
 func runNode(ctx context.Context, logger *slog.Logger, cfg Config, sys system) error {
 	var damage error
 	sys.found = newDamages()
 	for {
 		err := runLife(ctx, logger, cfg, sys, damage)
-		if ctx.Err() == nil && errors.Is(err, errDrainEnded) {
-			damage = nil
-			continue
-		}
-		var d *damageError
-		if ctx.Err() != nil || !errors.As(err, &d) {
+		next, again := sys.found.nextLife(err)
+		if ctx.Err() != nil || !again {
 			return err
 		}
-		logger.Error("data directory is damaged: this node stops voting and is rebuilt as a new incarnation", "node", cfg.Node.ID, "err", err)
-		sys.found.note(damageKind(d), d.cause.Error())
-		damage = d
+		if next != nil {
+			logger.Error("data directory is damaged: this node stops voting and is rebuilt as a new incarnation", "node", cfg.Node.ID, "err", err)
+		}
+		damage = next
 	}
 }
 

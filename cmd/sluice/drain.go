@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"time"
 )
 
@@ -12,11 +11,6 @@ const (
 	drainMax    = 10 * time.Second
 	handOverMax = 3 * time.Second
 )
-
-// errDrainEnded ends the life of a drained node that is to be used again. Drained,
-// it has no client and leads nothing, so that beginning anew costs nobody
-// anything, and there is one way in which a node begins to serve.
-var errDrainEnded = errors.New("the drain was ended")
 
 // watchDraining drains the node when an operator wants it, and begins another life
 // when the operator has changed their mind.

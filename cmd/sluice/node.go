@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
@@ -200,7 +199,7 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	if err != nil {
 		return nil, err
 	}
-	n.peers.OnSnapshot(meta.Group, n.meta.KnowsSnapshot, func(*raft.InstallSnapshotRequest) {})
+	n.watchMetaSnapshots()
 	n.mux.Handle(frameMeta, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
 		n.meta.HandleForward(from, body, reply)
 	})

@@ -71,6 +71,7 @@ type simNode struct {
 	power  *atomic.Bool
 	cancel context.CancelCauseFunc
 	ended  chan error
+	fresh  atomic.Pointer[vfs.Mem] // under the log since the node has set the one before aside
 	node   atomic.Pointer[node]
 }
 
@@ -200,6 +201,7 @@ func (n *simNode) config() Config {
 	cfg.MQTT.Listen, cfg.HTTP.Listen = n.host+":1883", n.host+":8080"
 	cfg.Flush.Interval = 2 * time.Second
 	cfg.WAL.SegmentMiB, cfg.WAL.SnapshotKiB, cfg.WAL.TrailingEntries = 1, 48, 16
+	cfg.WAL.ScrubEvery, cfg.Store.ScrubEvery = 10*time.Second, 10*time.Second
 	cfg.defaults()
 	return cfg
 }
@@ -214,6 +216,7 @@ func (n *simNode) start() {
 	if n.up || n.gone {
 		return
 	}
+	n.renewed()
 	power := &atomic.Bool{}
 	power.Store(true)
 	n.power, n.ended, n.up = power, make(chan error, 1), true
@@ -228,19 +231,30 @@ func (n *simNode) start() {
 	go func() {
 		// A node that finds itself damaged begins another life, with other sockets.
 		var damage error
+		sys.found = newDamages()
 		for {
 			sys.gossip = newSimGossip(n, power)
 			err := runLife(ctx, simLogger(), cfg, sys, damage)
 			_ = sys.gossip.Shutdown() // of a life that ended before it had gossip
-			var d *damageError
-			if ctx.Err() != nil || !errors.As(err, &d) {
+			next, again := sys.found.nextLife(err)
+			if ctx.Err() != nil || !again {
 				ended <- err
 				return
 			}
-			n.w.say("damage of %s: %v", n.id, d)
-			damage = d
+			n.w.say("%s begins anew: %v", n.id, err)
+			if damage = next; damage != nil {
+				sys.log = vfs.NewMem() // what the node sets aside lies in its directory; its log does not
+				n.fresh.Store(sys.log.(*vfs.Mem))
+			}
 		}
 	}()
+}
+
+// renewed takes note of the disk that a damaged node has gone on with.
+func (n *simNode) renewed() {
+	if d := n.fresh.Swap(nil); d != nil {
+		n.disk = d
+	}
 }
 
 func (n *simNode) dialer(power *atomic.Bool) func(context.Context, string) (net.Conn, error) {
@@ -281,6 +295,7 @@ func (n *simNode) crash(loss, wipe bool, rng *rand.Rand) {
 	if !n.up {
 		return
 	}
+	n.renewed()
 	n.power.Store(false)
 	n.w.net.Down(n.host, !loss)
 	switch {
