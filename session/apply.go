@@ -78,6 +78,7 @@ func (st *State) whole(r *wire.Reader, f func() (Status, []byte)) (Status, []byt
 
 // sessionOp applies an operation of a session's owner.
 func (st *State) sessionOp(kind opKind, s *state, r *wire.Reader) (Status, []byte) {
+	st.touch(s)
 	switch kind {
 	case opDisconnect:
 		will, minDelay, expiry, sent := r.Bool(), r.Int(), r.Int(), r.Uint()

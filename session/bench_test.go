@@ -3,6 +3,7 @@ package session
 import (
 	"fmt"
 	"runtime"
+	"slices"
 	"syscall"
 	"testing"
 	"time"
@@ -29,6 +30,43 @@ func benchState(n int) (*State, int) {
 	}
 	return st, log
 }
+
+// BenchmarkSnapshotStops is how long a snapshot keeps the lock of a shard's sessions: at
+// the longest, at once, and while it is taken; beside what encoding under the lock took.
+func BenchmarkSnapshotStops(b *testing.B) {
+	for _, n := range []int{20_000, 100_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			st, _ := benchState(n)
+			var stops, whole, takes []time.Duration
+			for b.Loop() {
+				began := time.Now()
+				st.Append(nil)
+				whole = append(whole, time.Since(began))
+				began = time.Now()
+				v := st.View()
+				takes = append(takes, time.Since(began))
+				h := &held{}
+				v.Append(nil, h)
+				v.Release()
+				stops = append(stops, max(h.longest, takes[len(takes)-1]))
+			}
+			for name, l := range map[string][]time.Duration{"ms-whole": whole, "ms-view": takes, "ms-longest-stop": stops} {
+				slices.Sort(l)
+				b.ReportMetric(l[len(l)/2].Seconds()*1e3, name)
+			}
+			b.ReportMetric(0, "ns/op")
+		})
+	}
+}
+
+// held is a lock that notes how long it was held at the longest.
+type held struct {
+	at      time.Time
+	longest time.Duration
+}
+
+func (h *held) Lock()   { h.at = time.Now() }
+func (h *held) Unlock() { h.longest = max(h.longest, time.Since(h.at)) }
 
 // BenchmarkSessions is what durable sessions cost a replica of their shard: memory,
 // log, snapshot, and the garbage collector's time for going through them. An op is one

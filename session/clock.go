@@ -37,6 +37,7 @@ func (st *State) advance(now int64) {
 
 // ring does what is due for a session whose client is away.
 func (st *State) ring(s *state) {
+	st.touch(s)
 	if s.endAt > 0 && s.endAt <= st.now {
 		st.end(s)
 		return

@@ -13,6 +13,7 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 		if s.identity != c.Identity {
 			return StatusIdentity, nil
 		}
+		st.touch(s)
 		if s.connected {
 			s.sent = s.last()
 			out.Node, out.NodeEpoch, out.Before = s.owner.Node, s.owner.Epoch, s.epoch
@@ -133,6 +134,7 @@ func (st *State) gone(node string, epoch uint64) {
 	slices.Sort(lost)
 	for _, client := range lost {
 		s := st.sessions[client]
+		st.touch(s)
 		s.sent = s.last() // nobody knows
 		st.leave(s)
 	}

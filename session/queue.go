@@ -92,6 +92,7 @@ func (st *State) enqueue(s *state, it Item) {
 	if !s.durable {
 		return
 	}
+	st.touch(s)
 	if !st.room(s, it.Message) {
 		st.drops.Full++
 		return

@@ -2,83 +2,12 @@ package session
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 
 	"github.com/sluice-iot/sluice/internal/wire"
 )
 
 // stateVersion is the format version of a state.
 const stateVersion = 3
-
-// Append encodes the state canonically: equal states give equal bytes. A message
-// that stands in several queues is written once.
-func (st *State) Append(dst []byte) []byte {
-	dst = wire.AppendUint(wire.AppendInt(append(dst, stateVersion), st.now), st.serial)
-	ids := map[*Message]uint64{}
-	var messages []*Message
-	note := func(m *Message) {
-		if m != nil && ids[m] == 0 {
-			messages = append(messages, m)
-			ids[m] = uint64(len(messages))
-		}
-	}
-	clients := slices.Sorted(maps.Keys(st.sessions))
-	for _, c := range clients {
-		s := st.sessions[c]
-		for i := range s.queue {
-			note(s.queue[i].Message)
-		}
-	}
-	topics := slices.Sorted(maps.Keys(st.retained))
-	for _, t := range topics {
-		note(st.retained[t])
-	}
-	for i := range st.wills {
-		note(st.wills[i].Message)
-	}
-	dst = wire.AppendUint(dst, uint64(len(messages)))
-	for _, m := range messages {
-		dst = m.Append(dst)
-	}
-	dst = wire.AppendUint(dst, uint64(len(clients)))
-	for _, c := range clients {
-		dst = st.sessions[c].append(dst, ids)
-	}
-	dst = st.appendGroups(dst)
-	dst = wire.AppendUint(dst, uint64(len(topics)))
-	for _, t := range topics {
-		dst = wire.AppendUint(dst, ids[st.retained[t]])
-	}
-	dst = wire.AppendUint(wire.AppendUint(dst, st.nextWill), uint64(len(st.wills)))
-	for _, w := range st.wills {
-		dst = wire.AppendUint(wire.AppendString(wire.AppendUint(dst, w.ID), w.Client), ids[w.Message])
-	}
-	dst = st.appendOrigins(dst)
-	return wire.AppendUint(wire.AppendUint(wire.AppendUint(dst, st.drops.Full), st.drops.Aged), st.drops.Expired)
-}
-
-func (st *State) appendGroups(dst []byte) []byte {
-	dst = wire.AppendUint(dst, uint64(len(st.groups)))
-	for _, f := range slices.Sorted(maps.Keys(st.groups)) {
-		dst = wire.AppendUint(wire.AppendString(dst, f), st.groups[f].turn)
-	}
-	return dst
-}
-
-func (st *State) appendOrigins(dst []byte) []byte {
-	dst = wire.AppendUint(dst, uint64(len(st.origins)))
-	for _, node := range slices.Sorted(maps.Keys(st.origins)) {
-		o := st.origins[node]
-		dst = wire.AppendUint(wire.AppendUint(wire.AppendString(dst, node), o.epoch), o.seq)
-		dst = wire.AppendString(dst, o.answers)
-	}
-	dst = wire.AppendUint(dst, uint64(len(st.keys)))
-	for _, k := range st.keys {
-		dst = wire.AppendUint(dst, k)
-	}
-	return dst
-}
 
 const (
 	connectedFlag = 1

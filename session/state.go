@@ -38,6 +38,7 @@ type State struct {
 	owners  map[Owner]int // connected sessions
 	backlog map[*state]struct{}
 	effects Effects
+	views   []*View
 }
 
 // Owner is a process that holds connections.

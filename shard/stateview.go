@@ -12,12 +12,13 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/session"
 )
 
 // stateView is the state at one index. It is taken under the machine's lock in
 // about a millisecond, whatever the number of devices, and read without it:
-// devices and series are copied on write, names are only ever appended to, and
-// what is bounded is copied or encoded at once.
+// devices, series and sessions are copied on write, names are only ever appended to,
+// and what is bounded is copied or encoded at once.
 type stateView struct {
 	head       []byte // versions, index, counts, origins, puts, anomalies
 	dups       dupKeys
@@ -28,7 +29,7 @@ type stateView struct {
 	series     slabView[series]
 	states     slabView[anomaly.State]
 	touched    []uint32
-	sessions   []byte
+	sessions   *session.View
 	index      uint64
 	lock       sync.Locker // of the machine
 	registry   *registry   // as it was: a restore may have given the machine another one
@@ -40,7 +41,7 @@ func (m *machine) view() *stateView {
 	return &stateView{
 		head: m.appendHead(nil), dups: m.dups.clone(), quarantine: quarantine{items: slices.Clone(m.quarantine.items), next: m.quarantine.next},
 		names: g.names, devices: g.devices.view(), watches: g.watches.view(), series: g.series.view(), states: g.states.view(),
-		touched: slices.Clone(m.touched), sessions: m.sessions.Append(nil), index: m.index, lock: &m.mu, registry: g,
+		touched: slices.Clone(m.touched), sessions: m.sessions.View(), index: m.index, lock: &m.mu, registry: g,
 	}
 }
 
@@ -52,6 +53,7 @@ func (v *stateView) release() {
 	v.registry.watches.release()
 	v.registry.series.release()
 	v.registry.states.release()
+	v.sessions.Release()
 }
 
 // digest is a fingerprint of the whole state; equal logs give equal digests.
@@ -116,7 +118,7 @@ func (v *stateView) write(w io.Writer) error {
 	if err := writeSection(w, buf); err != nil {
 		return err
 	}
-	return writeSection(w, v.sessions)
+	return writeSection(w, v.sessions.Append(nil, v.lock))
 }
 
 func (v *stateView) appendDevices(b []byte, from, to uint32) []byte {
