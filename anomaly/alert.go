@@ -9,7 +9,7 @@ const (
 	peakShort   = 100
 	peakLong    = 5000
 	quietNats   = 4.0 // an open alert is not kept open by what is more frequent than one reading in 50: it would never close
-	worseBy     = 1.0 // nats by which an open alert must get worse to be updated
+	worseBy     = 1.5 // nats by which an open alert must get worse to be updated, and a surprise beat the decaying peak to be news: less is how readings of one surprise differ
 )
 
 // alertStep moves an alert by one reading: u nats against the threshold aim.

@@ -4,7 +4,7 @@ import "math"
 
 // Version names the arithmetic: two builds with equal Version give equal states
 // and verdicts for equal readings. Any change of a result raises it.
-const Version = 3
+const Version = 4
 
 const (
 	learnTailsAfter = 16 // readings before the features' tails are learned: the scales must exist
@@ -22,7 +22,7 @@ type Verdict struct {
 	// bytes in every row.
 	Score float32
 	// Severity is 100 Score if the reading is news: if it beats the decaying peak
-	// of earlier news by one nat; otherwise 20 Score, 45 Score while an alert is
+	// of earlier news by 1.5 nats; otherwise 20 Score, 45 Score while an alert is
 	// open, so that what goes on ranks below what is new and above what is quiet. An
 	// alert opens at about 50: a little below on a series long without alerts,
 	// higher on one that had many.
@@ -96,6 +96,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 	cut := clip(dev, 6) // one wild reading is a spike, no level
 	short, long := toward(float64(s.short), cut, shortMean), toward(float64(s.long), cut, longMean)
 	spread := toward(float64(s.spread), smaller(e, 8), shortMean)
+	ended := s.run
 	if x == s.prev {
 		s.run = min(s.run+1, countCap)
 	} else {
@@ -119,7 +120,8 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 		s.n++
 	}
 	if s.n > learnTailsAfter {
-		learnTails(v[:], s.q[:], s.ex[:], excessMin[:], s.n)
+		s.learnRun(ended)
+		s.learnFeatures(&v)
 	}
 	s.short, s.long, s.spread = float32(short), float32(long), float32(spread)
 	if reset {

@@ -178,3 +178,26 @@ func TestSeasonIsLearned(t *testing.T) {
 		t.Errorf("expected value misses the working hours by %.1f of 20", worst)
 	}
 }
+
+// A run of equal values teaches once, when it is over: a sensor that was stuck for
+// hours is not used to it, and one of whole steps, which repeats itself, is.
+func TestARunOfEqualValuesIsOneObservation(t *testing.T) {
+	d := New(DefaultParams())
+	r := rand.New(rand.NewPCG(9, 9))
+	var fine, steps State
+	for i := range 6000 {
+		x := r.NormFloat64()
+		y := math.Round(x)
+		if i >= 4000 && i < 4100 {
+			x = 0.5
+		}
+		d.Step(&fine, int64(i)*60*second, x)
+		d.Step(&steps, int64(i)*60*second, y)
+	}
+	if q := fine.q[featureRun]; q > 2 {
+		t.Errorf("after a run of 100 in 6000 readings, runs of %.1f are usual", q)
+	}
+	if q := steps.q[featureRun]; q < 1 || q > 12 {
+		t.Errorf("runs of %.1f are usual for whole steps", q)
+	}
+}

@@ -82,25 +82,76 @@ func surprise(v []float64, q, ex []float32, weight, tells []float64, excused []u
 	return mul(1-agreement, best) + mul(agreement, sum), top
 }
 
-// learnTails moves each feature's quantile by a step of its mean excess
-// (Robbins-Monro) and the mean excess by the winsorised excess; n is the number
-// of readings so far.
-func learnTails(v []float64, q, ex, least []float32, n uint32) {
-	rate, a := 0.03, 0.02
-	if n < 1000 {
-		rate = 30 / float64(n)
-		a = 1 / (1 + mul(tailRate, float64(n)))
+// learning is how the tail of a feature follows its readings, from about the
+// thousandth on; before, both shares fall with the number of readings.
+type learning struct {
+	q  float64 // what a reading moves the quantile by, in mean excesses
+	ex float64 // the share of the new in the mean excess
+}
+
+// A smoothed feature says much the same for as many readings as it remembers, 16
+// the short means and 100 the long one: fewer of them are news, and a tail that
+// took every reading for one would make a fault the norm while it lasts. New
+// extremes are the rarer the longer a series is known, so that a share which
+// falls with the number of readings would leave their size as it was in the
+// first hours, when anything was one.
+var learnings = [features]learning{
+	featureSpike: usual, featureDev: usual, featureLevel: {0.009, 0.006}, featureSpread: {0.009, 0.006},
+	featureRange: {0.03, 0.2}, featureRun: usual, featureDrift: {0.003, 0.002},
+}
+
+var usual = learning{0.03, 0.02}
+
+// runShare: see learnRun; a run of a quarter of the history teaches as any reading.
+const runShare = 4
+
+// learnRun teaches the length of the run of equal values that has just ended, as
+// one observation, however long it was. A run that still goes on teaches by its
+// share of the history only: a sensor that is stuck for a day in a month must
+// not make that its habit, one that has said nothing else since its beginning
+// must.
+func (s *State) learnRun(ended uint32) {
+	gain, run := 1.0, ended
+	if s.run > 0 {
+		run = s.run
+		gain = smaller(mul(runShare, float64(run))/float64(s.n), 1)
 	}
+	usual.at(s.n).learn(float64(run), gain, &s.q[featureRun], &s.ex[featureRun], excessMin[featureRun])
+}
+
+// learnFeatures teaches the other features.
+func (s *State) learnFeatures(v *[features]float64) {
 	for j := range v {
-		qj, exj := float64(q[j]), float64(ex[j])
-		step := mul(rate, exj+mul(0.2, qj))
-		over := v[j] - qj
-		if over > 0 {
-			q[j] = float32(qj + mul(step, 1-tailRate))
-			exj = toward(exj, smaller(over, 6*exj), a)
-			ex[j] = larger32(float32(exj), least[j])
-		} else {
-			q[j] = float32(larger(qj-mul(step, tailRate), 0))
+		if j != featureRun {
+			learnings[j].at(s.n).learn(v[j], 1, &s.q[j], &s.ex[j], excessMin[j])
 		}
+	}
+}
+
+// learnTails teaches the features of a device; n is the number of messages so far.
+func learnTails(v []float64, q, ex, least []float32, n uint32) {
+	l := usual.at(n)
+	for j := range v {
+		l.learn(v[j], 1, &q[j], &ex[j], least[j])
+	}
+}
+
+// at is l after n readings.
+func (l learning) at(n uint32) learning {
+	return learning{larger(l.q, 30/float64(n)), larger(l.ex, 1/(1+mul(tailRate, float64(n))))}
+}
+
+// learn moves a quantile by a step of its mean excess (Robbins-Monro) and the
+// mean excess by the winsorised excess; gain is what the reading counts for.
+func (l learning) learn(v, gain float64, q, ex *float32, least float32) {
+	qj, exj := float64(*q), float64(*ex)
+	step := mul(mul(l.q, gain), exj+mul(0.2, qj))
+	over := v - qj
+	if over > 0 {
+		*q = float32(qj + mul(step, 1-tailRate))
+		exj = toward(exj, smaller(over, 6*exj), mul(l.ex, gain))
+		*ex = larger32(float32(exj), least)
+	} else {
+		*q = float32(larger(qj-mul(step, tailRate), 0))
 	}
 }
