@@ -71,9 +71,10 @@ soak: build bin/sluice-mutations ## random faults for ten minutes, in one cluste
 	SLUICE_SOAK_DURATION=$$length SLUICE_SOAK_SEED=$$seed $(GO) test -count 1 -timeout 0 -v -run Soak ./e2e; \
 	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --wrong bin/sluice-mutations --seed $$seed --for $$length
 
-lint: ## gofmt, vet and golangci-lint (built from source on first use)
+lint: ## gofmt, vet, go mod tidy and golangci-lint (built from source on first use)
 	@test -z "$$(gofmt -l .)" || { gofmt -l .; echo "run make fmt"; exit 1; }
 	$(GO) vet ./...
+	$(GO) mod tidy -diff && cd bench/rivals && $(GO) mod tidy -diff
 	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0 run ./...
 
 fmt: ## gofmt everything
