@@ -420,11 +420,12 @@ func (p *publisher) send(data []byte) {
 		res Result
 		err error
 	}
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	var last answer
 	for i := 0; time.Now().Before(deadline); i++ {
 		n := p.c.nodes[i%len(p.c.nodes)]
 		if !n.using.TryRLock() {
+			time.Sleep(time.Millisecond)
 			continue
 		}
 		if n.mux == nil {

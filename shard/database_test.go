@@ -85,10 +85,8 @@ func TestLeaderDiesAtEveryStepOfATransaction(t *testing.T) {
 	p.publish(3)
 	c.flushed(0)
 	for i, step := range []struct{ up, down int64 }{{0, -1}, {150, -1}, {700, -1}, {1500, -1}, {-1, 40}, {-1, 250}, {-1, 500}, {2300, -1}} {
-		l := c.leader(0)
-		if l == nil {
-			t.Fatal("nobody leads")
-		}
+		var l *testNode
+		eventually(t, "somebody leads", func() bool { l = c.leader(0); return l != nil })
 		proxies[l.peer].Allow(step.up, step.down)
 		p.publish(2)
 		l.kill()

@@ -81,14 +81,10 @@ func (p *Proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := from.Read(buf)
-		if budget := left.Load(); budget >= 0 {
-			if int64(n) > budget {
-				_, _ = to.Write(buf[:budget])
-				left.Store(0)
-				p.Cut()
-				return
-			}
-			left.Add(-int64(n))
+		if may := take(left, int64(n)); may < int64(n) {
+			_, _ = to.Write(buf[:may])
+			p.Cut()
+			return
 		}
 		passed.Add(int64(n))
 		if _, e := to.Write(buf[:n]); e != nil || err != nil && err != io.EOF {
@@ -96,6 +92,22 @@ func (p *Proxy) pump(to, from net.Conn, left, passed *atomic.Int64) {
 		}
 		if err != nil {
 			return
+		}
+	}
+}
+
+// take reserves n of the bytes that may pass, or those that are left. What Allow
+// says meanwhile is not overwritten: a budget of nothing that is left behind would
+// cut every later connection, for ever.
+func take(left *atomic.Int64, n int64) int64 {
+	for {
+		budget := left.Load()
+		if budget < 0 {
+			return n
+		}
+		may := min(n, budget)
+		if left.CompareAndSwap(budget, budget-may) {
+			return may
 		}
 	}
 }
