@@ -157,7 +157,7 @@ func Decode(r *wire.Reader) (*State, error) {
 	}
 	for range r.Count(1) {
 		if m := at(); m != nil {
-			st.retained[m.Topic] = m
+			st.retained.put(m)
 			st.kept += m.Bytes()
 		}
 	}

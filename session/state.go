@@ -3,7 +3,6 @@ package session
 import (
 	"container/heap"
 	"slices"
-	"strings"
 )
 
 // Bounds of one shard. They are the same on every replica, so they are no
@@ -24,7 +23,7 @@ type State struct {
 	sessions map[string]*state
 	index    Index[*sub]
 	groups   map[string]*group
-	retained map[string]*Message
+	retained topics
 	kept     int // bytes of retained
 	origins  map[string]*origin
 	keys     []uint64 // of QoS 2 publishes, oldest first
@@ -156,7 +155,7 @@ func (e *Effects) Empty() bool { return len(e.Deliveries)+len(e.Filters) == 0 &&
 
 // New returns an empty state.
 func New() *State {
-	return &State{sessions: map[string]*state{}, groups: map[string]*group{}, retained: map[string]*Message{},
+	return &State{sessions: map[string]*state{}, groups: map[string]*group{}, retained: newTopics(),
 		origins: map[string]*origin{}, known: map[uint64]struct{}{}, owners: map[Owner]int{}, backlog: map[*state]struct{}{}, nextWill: 1}
 }
 
@@ -199,7 +198,7 @@ type Counts struct {
 
 // Counts returns the figures of this moment.
 func (st *State) Counts() Counts {
-	c := Counts{Sessions: len(st.sessions), Retained: len(st.retained), Wills: len(st.wills), Drops: st.drops}
+	c := Counts{Sessions: len(st.sessions), Retained: st.retained.len(), Wills: len(st.wills), Drops: st.drops}
 	for _, n := range st.owners {
 		c.Connected += n
 	}
@@ -244,22 +243,6 @@ func (st *State) Fetch(ref Ref, from uint64, maximum, bytesMax int) (items []Ite
 		}
 	}
 	return items, s.last(), nil
-}
-
-// Retained lists what is retained under a filter and has not expired at now.
-func (st *State) Retained(filter string, now int64) (out []*Message) {
-	if !strings.ContainsAny(filter, "+#") {
-		if m := st.retained[filter]; m != nil && !m.Expired(now) {
-			out = append(out, m)
-		}
-		return out
-	}
-	for topic, m := range st.retained {
-		if Matches(filter, topic) && !m.Expired(now) {
-			out = append(out, m)
-		}
-	}
-	return out
 }
 
 // Filters lists all filters of durable sessions with their weights.

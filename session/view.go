@@ -17,7 +17,7 @@ type View struct {
 	st      *State
 	head    []byte
 	list    []*state // all sessions, sorted by Append
-	topics  []*Message
+	topics  topics
 	wills   []Will
 	origins []byte
 	groups  []byte
@@ -43,13 +43,10 @@ const (
 // View takes one; the caller holds the lock of the state.
 func (st *State) View() *View {
 	v := &View{st: st, head: wire.AppendUint(wire.AppendInt([]byte{stateVersion}, st.now), st.serial), serial: st.serial,
-		list: make([]*state, 0, len(st.sessions)), topics: make([]*Message, 0, len(st.retained)), wills: slices.Clone(st.wills),
+		list: make([]*state, 0, len(st.sessions)), topics: st.retained.clone(), wills: slices.Clone(st.wills),
 		groups: st.appendGroups(nil), origins: st.appendOrigins(nil), keys: slices.Clone(st.keys), nextWill: st.nextWill, step: viewStep, kept: map[*state]*state{}}
 	for _, s := range st.sessions {
 		v.list = append(v.list, s)
-	}
-	for _, m := range st.retained {
-		v.topics = append(v.topics, m)
 	}
 	v.tail = wire.AppendUint(wire.AppendUint(wire.AppendUint(nil, st.drops.Full), st.drops.Aged), st.drops.Expired)
 	st.views = append(st.views, v)
@@ -59,7 +56,7 @@ func (st *State) View() *View {
 // Release ends the view; the caller holds the lock.
 func (v *View) Release() {
 	v.st.views, _ = without(v.st.views, v)
-	v.kept, v.list = nil, nil
+	v.kept, v.list, v.topics = nil, nil, topics{}
 }
 
 // touch is called before a session changes.
@@ -88,7 +85,6 @@ func (v *View) keep(s *state) {
 func (v *View) Append(dst []byte, lock sync.Locker) []byte {
 	ids := numbers{of: map[*Message]uint64{}}
 	slices.SortFunc(v.list, func(a, b *state) int { return strings.Compare(a.client, b.client) })
-	slices.SortFunc(v.topics, func(a, b *Message) int { return strings.Compare(a.Topic, b.Topic) })
 	sessions := wire.AppendUint(nil, uint64(len(v.list)))
 	for rest := v.list; len(rest) > 0; {
 		sessions = slices.Grow(sessions, viewStep<<8)
@@ -96,8 +92,8 @@ func (v *View) Append(dst []byte, lock sync.Locker) []byte {
 		sessions, rest = v.some(sessions, rest, &ids)
 		lock.Unlock()
 	}
-	retained := wire.AppendUint(nil, uint64(len(v.topics)))
-	for _, m := range v.topics {
+	retained := wire.AppendUint(nil, uint64(v.topics.len()))
+	for _, m := range v.topics.all() {
 		retained = wire.AppendUint(retained, ids.note(m))
 	}
 	wills := wire.AppendUint(wire.AppendUint(nil, v.nextWill), uint64(len(v.wills)))
