@@ -99,6 +99,7 @@ func TestNodeWithADamagedLogIsRebuiltAndNeverLeadsMeanwhile(t *testing.T) {
 	if strings.Contains(before, "leading shard") {
 		t.Errorf("it led under its old name:\n%s", before)
 	}
+	reported(t, "log", "is damaged at byte", victim, c.Nodes()[0])
 }
 
 func TestNodeWhoseLogIsGoneIsRebuilt(t *testing.T) {

@@ -41,6 +41,7 @@ type Gossip struct {
 	cfg     Config
 	metrics *metrics
 	list    *memberlist.Memberlist
+	addr    net.TCPAddr // that is advertised; memberlist writes its own copy while others read it
 
 	mu      sync.Mutex // leaf: memberlist calls us with its own lock held
 	self    Member
@@ -84,6 +85,8 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Gossip, e
 		return nil, fmt.Errorf("listen for gossip on %s: %w: choose a free address", cfg.Bind, err)
 	}
 	g.list = list
+	n := list.LocalNode() // nobody but Update changes it, and that comes later
+	g.addr = net.TCPAddr{IP: slices.Clone(n.Addr), Port: int(n.Port)}
 	ctx, cancel := context.WithCancel(context.Background())
 	g.cancel = cancel
 	g.wg.Go(func() { g.joinSeeds(ctx) })
@@ -94,8 +97,8 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Gossip, e
 
 // Addr is the address that this node advertises.
 func (g *Gossip) Addr() net.Addr {
-	n := g.list.LocalNode()
-	return &net.TCPAddr{IP: n.Addr, Port: int(n.Port)}
+	addr := g.addr
+	return &addr
 }
 
 // Members lists all members ever seen in this process's life, this node first,
