@@ -33,6 +33,7 @@ type mqttClient struct {
 type mqttOptions struct {
 	id    string
 	clean bool
+	brief bool // the session ends with the connection
 	will  *paho.WillMessage
 	delay uint32
 }
@@ -69,6 +70,9 @@ func tryMQTT(t *testing.T, n *devcluster.Node, o mqttOptions) (*mqttClient, erro
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	expiry := uint32(300)
+	if o.brief {
+		expiry = 0
+	}
 	connect := &paho.Connect{ClientID: o.id, CleanStart: o.clean, KeepAlive: 60, Properties: &paho.ConnectProperties{SessionExpiryInterval: &expiry},
 		WillMessage: o.will}
 	if o.will != nil {
@@ -76,6 +80,9 @@ func tryMQTT(t *testing.T, n *devcluster.Node, o mqttOptions) (*mqttClient, erro
 	}
 	if c.ack, err = c.Connect(ctx, connect); err != nil {
 		_ = nc.Close()
+		if c.ack != nil {
+			return nil, fmt.Errorf("refused with 0x%x: %w", c.ack.ReasonCode, err)
+		}
 		return nil, err
 	}
 	t.Cleanup(func() { _ = nc.Close() })
