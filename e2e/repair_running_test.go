@@ -199,7 +199,11 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	eventually(t, "there are segments", func() bool { return len(segmentsOf(t, victim)) > 0 })
 	for range 3 { // behind the segments, so that the log is cut and does not reach back to the beginning
 		before := latestSnapshot(t, victim)
-		eventually(t, "a snapshot is taken", func() bool { return latestSnapshot(t, victim) != before })
+		for end := time.Now().Add(repairMax); latestSnapshot(t, victim) == before; time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) { // each takes four times the log of the one before
+				t.Fatalf("no snapshot is taken within %v", repairMax)
+			}
+		}
 	}
 	if err := victim.Kill(); err != nil {
 		t.Fatal(err)
