@@ -15,9 +15,8 @@ type fsm struct {
 	applied  func([]Event, session.Effects) // after every batch, not under mu
 	restored func(index uint64)             // after every restore, under mu
 	started  atomic.Bool                    // Restore may be given a leader's snapshot, see snapshotStore
-	// stateBytes is the size of the last snapshot taken without pending blocks.
-	stateBytes atomic.Int64
-	dir        string // for what a restore has no memory for; "": it keeps everything in memory
+	sizes    snapshotSizes
+	dir      string // for what a restore has no memory for; "": it keeps everything in memory
 }
 
 // Apply implements raft.FSM.

@@ -79,11 +79,11 @@ func seedMachine(tb tester) *rig {
 	return r
 }
 
-// FuzzRestoredMachineWorks changes a snapshot anywhere (a disk's checksum would
+// FuzzRestoredMachineWorks changes a snapshot's sections anywhere (a disk's checksum would
 // notice; a peer's mistake would not): restore refuses it or gives a machine
 // that applies, answers and takes snapshots without falling over.
 func FuzzRestoredMachineWorks(f *testing.F) {
-	snap := seedMachine(f).snapshotBytes()
+	snap := unpacked(f, seedMachine(f).snapshotBytes())
 	for _, at := range []int{20, 40, 90, 150, 400, len(snap) - 30} {
 		f.Add(at, byte(0x41), 0)
 	}
@@ -97,7 +97,7 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 		b[at] ^= change
 		b = b[:len(b)-cut]
 		m := newMachine(3, testDetector())
-		if m.restore(bytes.NewReader(b), notInLog) != nil {
+		if m.restoreSections(bytes.NewReader(b), notInLog, func() {}) != nil {
 			return
 		}
 		m.apply(m.index+1, m.term, next)

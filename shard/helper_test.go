@@ -105,12 +105,44 @@ func snapshotOf(tb tester, f *fsm) []byte {
 	return b.Bytes()
 }
 
+// unpacked is a snapshot's sections.
+func unpacked(tb tester, snap []byte) []byte {
+	tb.Helper()
+	z, err := newUnpacker(bytes.NewReader(snap[len(snapshotMagic):]))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	defer z.Close()
+	b, err := io.ReadAll(z)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return b
+}
+
+// packed makes a snapshot of sections.
+func packed(tb tester, sections []byte) []byte {
+	tb.Helper()
+	b := bytes.NewBufferString(snapshotMagic)
+	z, err := newPacker(b)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if _, err := z.Write(sections); err != nil {
+		tb.Fatal(err)
+	}
+	if err := z.Close(); err != nil {
+		tb.Fatal(err)
+	}
+	return b.Bytes()
+}
+
 func notInLog(uint64, uint64) (uint64, bool) { return 0, false }
 
 func restoreMachine(tb tester, b []byte) *machine {
 	tb.Helper()
 	m := newMachine(3, testDetector())
-	if err := m.restore(bytes.NewReader(b), notInLog); err != nil {
+	if err := m.restore(bytes.NewReader(b), notInLog, func() {}); err != nil {
 		tb.Fatalf("restore: %v", err)
 	}
 	return m

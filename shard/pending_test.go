@@ -145,17 +145,34 @@ func TestDamagedSnapshotIsRefusedAndChangesNothing(t *testing.T) {
 	snap := r.snapshotBytes()
 	for cut := range snap {
 		m := newMachine(3, testDetector())
-		if err := m.restore(bytes.NewReader(snap[:cut]), notInLog); err == nil {
+		if err := m.restore(bytes.NewReader(snap[:cut]), notInLog, func() {}); err == nil {
 			t.Fatalf("a snapshot cut at %d of %d was accepted", cut, len(snap))
 		}
 	}
-	huge := slices.Clone(snap[:len(snapshotMagic)+8])
-	copy(huge[len(snapshotMagic):], []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
-	if err := newMachine(3, testDetector()).restore(bytes.NewReader(huge), notInLog); !errors.Is(err, io.EOF) {
+	sections := unpacked(t, snap)
+	for cut := range sections {
+		m := newMachine(3, testDetector())
+		if err := m.restore(bytes.NewReader(packed(t, sections[:cut])), notInLog, func() {}); err == nil {
+			t.Fatalf("a snapshot whose sections are cut at %d of %d was accepted", cut, len(sections))
+		}
+	}
+	for at := range snap {
+		b := slices.Clone(snap)
+		b[at] ^= 0x10
+		m := newMachine(3, testDetector()) // the size of the window may change and all stay as it is
+		if err := m.restore(bytes.NewReader(b), notInLog, func() {}); err == nil && !bytes.Equal(snapshotOf(t, &fsm{machine: m}), snap) {
+			t.Fatalf("a snapshot with byte %d of %d changed was accepted", at, len(snap))
+		}
+	}
+	if err := newMachine(3, testDetector()).restore(bytes.NewReader(packed(t, append(sections, 0))), notInLog, func() {}); err == nil {
+		t.Fatal("a snapshot with a byte too many was accepted")
+	}
+	huge := packed(t, []byte{0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0})
+	if err := newMachine(3, testDetector()).restore(bytes.NewReader(huge), notInLog, func() {}); !errors.Is(err, io.EOF) {
 		t.Fatalf("a section that promises 4 GiB: %v, want EOF", err)
 	}
 	other := newMachine(4, testDetector())
-	if err := other.restore(bytes.NewReader(snap), notInLog); err == nil || !strings.Contains(err.Error(), "shard 3") {
+	if err := other.restore(bytes.NewReader(snap), notInLog, func() {}); err == nil || !strings.Contains(err.Error(), "shard 3") {
 		t.Fatalf("another shard's snapshot: %v", err)
 	}
 }

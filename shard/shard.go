@@ -60,7 +60,7 @@ const (
 	appendEntriesMax = 64
 	trailingLogs     = 8192 // a hint; the log itself keeps what is not stored
 	snapshotLogBytes = 64 << 20
-	snapshotRatio    = 4 // log bytes per snapshot byte, so that snapshots cost at most a quarter of the log's writes
+	snapshotRatio    = 10 // log bytes per snapshot byte, so that snapshots add at most a tenth to what the log writes
 	snapshotsKept    = 2
 )
 
@@ -80,7 +80,6 @@ type Shard struct {
 	verifier  verifier
 	readable  atomic.Uint64 // term whose barrier has passed; 0 when not leading
 	snapIndex atomic.Uint64 // of the last snapshot taken or installed
-	snapBytes atomic.Int64  // size of the last snapshot taken
 	limits    Limits
 	clock     *clock.Clock
 	// listening is since when this replica leads, silenceSeen when it last looked
@@ -357,7 +356,7 @@ func (s *Shard) expireQuarantine(ctx context.Context, now time.Time) {
 func (s *Shard) maybeSnapshot() {
 	since := s.log.BytesSince(s.snapIndex.Load())
 	least := s.flush.turns.room().bound(s.limits.SnapshotLogBytes, snapshotShare)
-	if since < max(least, snapshotRatio*s.snapshotCost()) && !s.worthItsRoom() {
+	if !snapshotDue(since, least, s.snapshotCost()) && !s.worthItsRoom() {
 		return
 	}
 	s.trail()
@@ -365,6 +364,10 @@ func (s *Shard) maybeSnapshot() {
 		s.logger.Warn("take snapshot", "err", err)
 	}
 }
+
+// snapshotDue reports whether the log since the last snapshot pays for one that
+// writes cost.
+func snapshotDue(since, least, cost int64) bool { return since >= max(least, snapshotRatio*cost) }
 
 // snapshotCost is what the next snapshot will write, about: the state, and the
 // blocks that the store lacks. While the store is away it is what the last one
@@ -375,7 +378,7 @@ func (s *Shard) snapshotCost() int64 {
 	s.fsm.mu.Lock()
 	durable := s.fsm.pending.durable
 	s.fsm.mu.Unlock()
-	return min(s.snapBytes.Load(), s.fsm.stateBytes.Load()+s.log.BytesSince(durable))
+	return min(s.fsm.sizes.whole.Load(), s.fsm.sizes.state.Load()+s.log.BytesSince(durable))
 }
 
 func (s *Shard) snapshot() error {
@@ -388,7 +391,7 @@ func (s *Shard) snapshot() error {
 		return fmt.Errorf("open snapshot just taken: %w", err)
 	}
 	s.snapIndex.Store(meta.Index)
-	s.snapBytes.Store(meta.Size)
+	s.fsm.sizes.whole.Store(meta.Size)
 	_ = rc.Close() // opened for its size only
 	s.metrics.snapshots.Inc()
 	s.metrics.snapshotBytes.Add(float64(meta.Size))

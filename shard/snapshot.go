@@ -16,9 +16,10 @@ import (
 	"github.com/sluice-iot/sluice/internal/wire"
 )
 
-// A snapshot is: magic, then sections of length and bytes: those of the state,
-// the bookkeeping of the pending part, every pending block, and an empty section.
-const snapshotMagic = "SLSNAP\x00\x03"
+// A snapshot is: magic, then, compressed, sections of length and bytes: those of
+// the state, the bookkeeping of the pending part, every pending block, and an
+// empty section.
+const snapshotMagic = "SLSNAP\x00\x04"
 
 // sectionBytesMax bounds one section; the changes of four decided flushes of a
 // shard with millions of devices stay below it.
@@ -56,18 +57,37 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 }
 
 func (s *snapshot) write(w io.Writer) error {
-	counted := &countingWriter{w: w}
-	bw := bufio.NewWriterSize(counted, 1<<20)
-	if _, err := bw.WriteString(snapshotMagic); err != nil {
+	out := &countingWriter{w: w}
+	if _, err := io.WriteString(out, snapshotMagic); err != nil {
 		return err
 	}
-	if err := s.state.write(bw); err != nil {
+	z, err := newPacker(out)
+	if err != nil {
 		return err
 	}
-	if err := writeSection(bw, s.pending.append(nil)); err != nil {
+	behindState := func() error {
+		err := z.Flush() // so that what is packed can be counted
+		s.fsm.sizes.state.Store(out.n)
 		return err
 	}
-	s.fsm.stateBytes.Store(int64(counted.n + bw.Buffered()))
+	if err := s.writeSections(z, behindState); err != nil {
+		return err
+	}
+	return z.Close()
+}
+
+// writeSections writes what is in a snapshot; behindState is called between the
+// state and the pending blocks.
+func (s *snapshot) writeSections(w io.Writer, behindState func() error) error {
+	if err := s.state.write(w); err != nil {
+		return err
+	}
+	if err := writeSection(w, s.pending.append(nil)); err != nil {
+		return err
+	}
+	if err := behindState(); err != nil {
+		return err
+	}
 	var buf []byte
 	for _, b := range s.blocks {
 		data, err := s.fsm.blockData(b)
@@ -79,26 +99,11 @@ func (s *snapshot) write(w io.Writer) error {
 			return err
 		}
 		buf = b.append(buf[:0], data, marks)
-		if err := writeSection(bw, buf); err != nil {
+		if err := writeSection(w, buf); err != nil {
 			return err
 		}
 	}
-	if err := writeSection(bw, nil); err != nil {
-		return err
-	}
-	return bw.Flush()
-}
-
-// countingWriter counts what it passes on.
-type countingWriter struct {
-	w io.Writer
-	n int
-}
-
-func (c *countingWriter) Write(b []byte) (int, error) {
-	n, err := c.w.Write(b)
-	c.n += n
-	return n, err
+	return writeSection(w, nil)
 }
 
 // Release implements raft.FSMSnapshot; raft calls it once, after Persist.
@@ -178,7 +183,8 @@ func (f *fsm) Restore(rc io.ReadCloser) error {
 // replace restores a snapshot to a fresh machine and puts that in the place of
 // the one that runs.
 func (f *fsm) replace(fresh *machine, rc io.Reader) error {
-	if err := fresh.restore(bufio.NewReaderSize(rc, 1<<20), f.inLog); err != nil {
+	in, state := &countingReader{r: rc}, int64(0)
+	if err := fresh.restore(bufio.NewReaderSize(in, 64<<10), f.inLog, func() { state = in.n }); err != nil {
 		return fmt.Errorf("restore snapshot of shard %d: %w", f.shard, err)
 	}
 	f.mu.Lock()
@@ -197,6 +203,8 @@ func (f *fsm) replace(fresh *machine, rc io.Reader) error {
 		m.parking.close() // whoever still reads there fails and tries again with what is here now
 	}
 	m.parking = fresh.parking
+	f.sizes.state.Store(state)
+	f.sizes.whole.Store(in.n)
 	f.restored(m.index)
 	return nil
 }
@@ -227,7 +235,12 @@ func (f *fsm) inLog(index, term uint64) (first uint64, ok bool) {
 	return first, err == nil && first > 0
 }
 
-func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uint64, ok bool)) error {
+// logRange tells what the log holds, see inLog.
+type logRange func(index, term uint64) (first uint64, ok bool)
+
+// restore reads a snapshot; behindState is called between the state and the
+// pending blocks.
+func (m *machine) restore(r io.Reader, inLog logRange, behindState func()) error {
 	magic := make([]byte, len(snapshotMagic))
 	if _, err := io.ReadFull(r, magic); err != nil {
 		return fmt.Errorf("read magic: %w", err)
@@ -235,6 +248,19 @@ func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uin
 	if string(magic) != snapshotMagic {
 		return fmt.Errorf("not a shard snapshot of this version: it begins with %q", magic)
 	}
+	z, err := newUnpacker(r)
+	if err != nil {
+		return fmt.Errorf("unpack: %w", err)
+	}
+	defer z.Close()
+	if err := m.restoreSections(z, inLog, behindState); err != nil {
+		return err
+	}
+	return atEnd(z)
+}
+
+// restoreSections reads what writeSections has written.
+func (m *machine) restoreSections(r io.Reader, inLog logRange, behindState func()) error {
 	if err := m.decodeState(r); err != nil {
 		return err
 	}
@@ -245,6 +271,7 @@ func (m *machine) restore(r io.Reader, inLog func(index, term uint64) (first uin
 	if err := m.pending.decode(wire.NewReader(head)); err != nil {
 		return fmt.Errorf("decode pending part: %w", err)
 	}
+	behindState()
 	first, logged := inLog(m.index, m.term)
 	for {
 		sec, err := readSection(r)
