@@ -22,7 +22,7 @@ import (
 type observation struct {
 	cpu                          time.Duration
 	logBytes, blockBytes, blocks float64
-	snapshotBytes                float64
+	snapshotBytes, snapshots     float64
 }
 
 func observe(ctx context.Context, c *devcluster.Cluster) (o observation, err error) {
@@ -32,11 +32,12 @@ func observe(ctx context.Context, c *devcluster.Cluster) (o observation, err err
 			return o, err
 		}
 		o.cpu += cpu
-		v, err := scrape(ctx, n, "sluice_wal_written_bytes_total", "sluice_ingest_block_bytes_total", "sluice_ingest_blocks_total", "sluice_shard_snapshot_written_bytes_total")
+		v, err := scrape(ctx, n, "sluice_wal_written_bytes_total", "sluice_ingest_block_bytes_total", "sluice_ingest_blocks_total", "sluice_shard_snapshot_written_bytes_total", "sluice_shard_snapshots_total")
 		if err != nil {
 			return o, err
 		}
-		o.logBytes, o.blockBytes, o.blocks, o.snapshotBytes = o.logBytes+v[0], o.blockBytes+v[1], o.blocks+v[2], o.snapshotBytes+v[3]
+		o.logBytes, o.blockBytes, o.blocks = o.logBytes+v[0], o.blockBytes+v[1], o.blocks+v[2]
+		o.snapshotBytes, o.snapshots = o.snapshotBytes+v[3], o.snapshots+v[4]
 	}
 	return o, nil
 }

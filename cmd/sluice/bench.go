@@ -138,11 +138,18 @@ func (c *benchHoldCmd) Run(ctx context.Context) error {
 }
 
 type benchIngestCmd struct {
-	Duration time.Duration `default:"10s" help:"Of each load."`
-	Nodes    int           `default:"3" help:"Node processes."`
-	Shards   uint32        `default:"24" help:"Shards."`
-	Data     string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
-	JSON     bool          `name:"json" help:"Print JSON."`
+	Duration    time.Duration `default:"10s" help:"Of each load."`
+	Nodes       int           `default:"3" help:"Node processes."`
+	Shards      uint32        `default:"24" help:"Shards."`
+	Data        string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON        bool          `name:"json" help:"Print JSON."`
+	Snapshots   int           `default:"0" help:"Instead: one load until every shard has taken so many snapshots after its first; prints the bytes written per byte of block."`
+	Devices     int           `default:"50" help:"With --snapshots: devices, which make the state."`
+	Readings    int           `default:"1" help:"With --snapshots: messages per publish."`
+	Rate        float64       `default:"0" help:"With --snapshots: publishes per second; 0: as many as are acknowledged."`
+	SnapshotKiB int           `name:"snapshot-kib" default:"0" help:"With --snapshots: wal.snapshot_kib of the nodes; 0: the default."`
+	Database    string        `default:"" placeholder:"URL" help:"With --snapshots: postgres:// URL of an empty database instead of the embedded store."`
+	Longest     time.Duration `default:"1h" help:"With --snapshots: give up after this."`
 }
 
 // Run implements kong.
@@ -150,6 +157,9 @@ func (c *benchIngestCmd) Run(ctx context.Context) error {
 	binary, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find this executable: %w", err)
+	}
+	if c.Snapshots != 0 {
+		return c.steady(ctx, binary)
 	}
 	if c.Duration < time.Second || c.Duration > 10*time.Minute {
 		return fmt.Errorf("duration is %v: use 1s to 10m", c.Duration)
@@ -162,6 +172,24 @@ func (c *benchIngestCmd) Run(ctx context.Context) error {
 		return json.NewEncoder(os.Stdout).Encode(ms)
 	}
 	return bench.Table(os.Stdout, ms)
+}
+
+func (c *benchIngestCmd) steady(ctx context.Context, binary string) error {
+	if c.Snapshots < 1 || c.Snapshots > 1000 || c.Devices < 1 || c.Devices > 10_000_000 || c.Readings < 1 || c.Readings > 1000 || c.Rate < 0 || c.SnapshotKiB < 0 || c.Longest < time.Minute {
+		return fmt.Errorf("%d snapshots, %d devices, %d messages per publish, %v publishes per second, %d KiB of log per snapshot, %v at most: use 1 to 1000, 1 to 10000000, 1 to 1000, no negative number, and at least 1m",
+			c.Snapshots, c.Devices, c.Readings, c.Rate, c.SnapshotKiB, c.Longest)
+	}
+	o, err := bench.RunSteady(ctx, bench.SteadyConfig{
+		Binary: binary, Dir: c.Data, Nodes: c.Nodes, Shards: c.Shards, Snapshots: c.Snapshots, Devices: c.Devices, Readings: c.Readings, Rate: c.Rate,
+		SnapshotKiB: c.SnapshotKiB, Database: c.Database, Longest: c.Longest, Progress: os.Stderr,
+	})
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(o)
+	}
+	return o.Table(os.Stdout)
 }
 
 type benchFailoverCmd struct {
