@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -29,7 +30,8 @@ type Hub struct {
 
 	mu      sync.Mutex
 	peers   map[string]*peer
-	own     map[string]int // subscriptions of this node's clients, by filter
+	known   atomic.Pointer[map[string]*peer] // a copy of peers, for who may not take mu: find does under the lock of the routes
+	own     map[string]int                   // subscriptions of this node's clients, by filter
 	lanes   map[telemetry.ShardID]*lane
 	stopped bool
 
@@ -206,12 +208,17 @@ func (h *Hub) adopt() {
 			h.routes.drop(id)
 		}
 	}
+	copied := maps.Clone(h.peers)
+	h.known.Store(&copied)
 }
 
+// peer takes no lock: the routes ask with theirs held, and whoever holds mu may be
+// waiting for that one.
 func (h *Hub) peer(id string) *peer {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.peers[id]
+	if known := h.known.Load(); known != nil {
+		return (*known)[id]
+	}
+	return nil
 }
 
 // Ended says that a peer's process has certainly ended: nobody waits for it.

@@ -328,6 +328,32 @@ func TestMessagesOfOneNodeStayInOrderAndComeOnce(t *testing.T) {
 	}
 }
 
+// TestSubscribersAndPublishersDoNotWaitForEachOther: one has the hub's lock and wants that
+// of the routes while another one has that and asks which nodes can be reached.
+func TestSubscribersAndPublishersDoNotWaitForEachOther(t *testing.T) {
+	f := newFleet(t, 2)
+	f.nodes[1].subscribe("there/#")
+	const many = 3000
+	var wg sync.WaitGroup
+	n := f.nodes[0]
+	for range 2 {
+		wg.Go(func() {
+			for range many {
+				n.hub.Subscribe("here/#")
+				n.hub.Unsubscribe("here/#")
+			}
+		})
+		wg.Go(func() {
+			for range many {
+				n.publish("there/x", "x")
+			}
+		})
+	}
+	late := time.AfterFunc(patience, func() { panic("subscribers and publishers wait for each other") }) // such a hub cannot be closed
+	wg.Wait()
+	late.Stop()
+}
+
 func TestASharedGroupHasOneReceiverInTheWholeCluster(t *testing.T) {
 	f := newFleet(t, 3)
 	const key = "$share/g/s/+"
