@@ -66,13 +66,19 @@ type EngineResult struct {
 	Flagged    int     `json:"flagged"`     // engines with an alert in the last two thirds of their life
 	LeadCycles float64 `json:"lead_cycles"` // median, from the first such alert to the failure
 	LeadShare  float64 `json:"lead_share"`  // median, of the life
-	EarlyShare float64 `json:"early_share"` // engines with an alert in the first third
-	EarlyRate  float64 `json:"early_rate"`  // alerts per engine and 30 cycles in the first third, behind the warm-up
+	SeamShare  float64 `json:"seam_share"`  // engines with an alert in the first engineSeam cycles behind another engine's state
+	EarlyShare float64 `json:"early_share"` // engines with an alert in the rest of the first third
+	EarlyRate  float64 `json:"early_rate"`  // alerts per engine and 30 cycles there, behind the warm-up
 	LateRate   float64 `json:"late_rate"`   // the same in the last third
 }
 
 // engineCycle is the time that a cycle is given: a flight a day.
 const engineCycle = day
+
+// engineSeam is how many cycles an engine that goes on from other engines' state
+// needs until its own level is the norm, as many as close an alert: no two
+// engines are alike, so that the first cycles are a level shift, a true one.
+const engineSeam = 24
 
 // EvaluateEngines runs every engine as a device of its own. peers is how many
 // engines before it the detector has seen from their first third: it goes on
@@ -82,6 +88,10 @@ func EvaluateEngines(p anomaly.Params, engines []Engine, peers int) EngineResult
 	res := EngineResult{}
 	var lead, share []float64
 	early, earlyCycles, late, lateCycles := 0, 0, 0, 0
+	seam := 0
+	if peers > 0 {
+		seam = engineSeam
+	}
 	for i := range engines {
 		if i < peers {
 			continue
@@ -89,9 +99,11 @@ func EvaluateEngines(p anomaly.Params, engines []Engine, peers int) EngineResult
 		alerts, warm := engineAlerts(p, engines[i-peers:i], engines[i].Cycles)
 		n := len(engines[i].Cycles)
 		res.Engines++
-		first, any := -1, false
+		first, any, seamed := -1, false, false
 		for _, a := range alerts {
 			switch {
+			case a < seam:
+				seamed = true
 			case a < n/3:
 				early++
 				any = true
@@ -102,8 +114,11 @@ func EvaluateEngines(p anomaly.Params, engines []Engine, peers int) EngineResult
 				late++
 			}
 		}
-		earlyCycles += max(0, n/3-warm)
+		earlyCycles += max(0, n/3-max(warm, seam))
 		lateCycles += n/3 - max(0, warm-(n-n/3))
+		if seamed {
+			res.SeamShare++
+		}
 		if any {
 			res.EarlyShare++
 		}
@@ -114,6 +129,7 @@ func EvaluateEngines(p anomaly.Params, engines []Engine, peers int) EngineResult
 		}
 	}
 	res.LeadCycles, res.LeadShare = median(lead), median(share)
+	res.SeamShare /= float64(max(res.Engines, 1))
 	res.EarlyShare /= float64(max(res.Engines, 1))
 	res.EarlyRate = 30 * float64(early) / float64(max(earlyCycles, 1))
 	res.LateRate = 30 * float64(late) / float64(max(lateCycles, 1))

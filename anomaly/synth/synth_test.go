@@ -85,3 +85,16 @@ func TestEnginesAreFlaggedBeforeTheyFail(t *testing.T) {
 		t.Errorf("%d of %d engines flagged, %.2f alerts per 30 cycles in the first third", r.Flagged, r.Engines, r.EarlyRate)
 	}
 }
+
+// What a plant does every few hours, a pump that starts or a mode that changes,
+// is no alert once it was seen for days; what is broken stands out.
+func TestAPlantsModesBecomeNormal(t *testing.T) {
+	r := EvaluatePlants(anomaly.DefaultParams(), 500, 6)
+	t.Logf("%+v", r)
+	if r.SwitchShare > 0.05 || r.LaterRate > 0.3 || r.FaultRate > 0.2 {
+		t.Errorf("alerts at %.2f of the mode changes, %.2f a day in days 6 to 10, %.2f a day without a fault later", r.SwitchShare, r.LaterRate, r.FaultRate)
+	}
+	if r.Recall < 0.15 || r.Inside < 3*r.Outside {
+		t.Errorf("%.2f of the faults found, severity %.1f inside of them, %.1f outside", r.Recall, r.Inside, r.Outside)
+	}
+}

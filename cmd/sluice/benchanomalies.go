@@ -3,9 +3,12 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/anomaly/synth"
@@ -14,6 +17,7 @@ import (
 type benchAnomaliesCmd struct {
 	Devices  int     `default:"60" help:"Devices per kind of fault."`
 	Seed     uint64  `default:"1000" help:"Of the first device."`
+	Plants   int     `default:"20" help:"Plants: devices of 13 columns with modes, set points, binary and constant ones. 0: none."`
 	PerMonth float64 `name:"alarms-per-month" default:"1" help:"The target: false alarms of one device in 30 days."`
 	Engines  string  `placeholder:"FILE" help:"C-MAPSS training file (train_FD001.txt, plain or gzip), or its folder: run to failure of 100 turbofans."`
 	JSON     bool    `name:"json" help:"Print JSON."`
@@ -27,6 +31,7 @@ func (benchAnomaliesCmd) Help() string {
 type anomaliesReport struct {
 	Target  float64              `json:"target"`
 	Faults  []synth.Result       `json:"faults"`
+	Plants  *synth.PlantResult   `json:"plants,omitempty"`
 	Engines []synth.EngineResult `json:"engines,omitempty"` // alone with the shortest warm-up, then behind ten peers with the frozen defaults
 }
 
@@ -40,12 +45,19 @@ func (c *benchAnomaliesCmd) Run() error {
 	if c.Devices < 1 || c.Devices > 10_000 {
 		return fmt.Errorf("devices is %d: use 1 to 10000", c.Devices)
 	}
+	if c.Plants < 0 || c.Plants > 10_000 {
+		return fmt.Errorf("plants is %d: use 0 to 10000", c.Plants)
+	}
 	p := anomaly.DefaultParams()
 	p.AlarmsPerDeviceMonth = c.PerMonth
 	if err := p.Validate(); err != nil {
 		return err
 	}
 	r := anomaliesReport{Target: c.PerMonth, Faults: synth.Evaluate(p, c.Seed, c.Devices)}
+	if c.Plants > 0 {
+		plants := synth.EvaluatePlants(p, c.Seed, c.Plants)
+		r.Plants = &plants
+	}
 	if c.Engines != "" {
 		engines, err := readEngines(c.Engines)
 		if err != nil {
@@ -93,14 +105,34 @@ func (r *anomaliesReport) print() error {
 		return err
 	}
 	fmt.Printf("\nTarget: %v false alarms per device-month.\n", r.Target)
-	if len(r.Engines) == 0 {
-		return nil
+	if err := r.printPlants(); err != nil || len(r.Engines) == 0 {
+		return err
 	}
 	fmt.Println("\nTurbofans (C-MAPSS), a cycle counted as a day:")
-	e := newTable(os.Stdout, "DETECTOR", ">ENGINES", ">FLAGGED", ">CYCLES BEFORE FAILURE", ">ALERTS/30 CYCLES, FIRST THIRD", ">LAST THIRD", ">ENGINES ALERTING IN FIRST THIRD")
+	e := newTable(os.Stdout, "DETECTOR", ">ENGINES", ">FLAGGED", ">CYCLES BEFORE FAILURE", ">ALERTS/30 CYCLES, FIRST THIRD", ">LAST THIRD", ">ENGINES ALERTING IN FIRST THIRD", ">AT THE SEAM")
 	for i, name := range []string{"alone, warm-up " + strconv.Itoa(shortestWarmup), "behind " + strconv.Itoa(enginePeers) + " peers"} {
 		x := &r.Engines[i]
-		e.row(name, count(x.Engines), count(x.Flagged), fixed(x.LeadCycles, 0), fixed(x.EarlyRate, 2), fixed(x.LateRate, 2), fixed(x.EarlyShare, 2))
+		e.row(name, count(x.Engines), count(x.Flagged), fixed(x.LeadCycles, 0), fixed(x.EarlyRate, 2), fixed(x.LateRate, 2), fixed(x.EarlyShare, 2), fixed(x.SeamShare, 2))
 	}
 	return e.flush()
+}
+
+func (r *anomaliesReport) printPlants() error {
+	x := r.Plants
+	if x == nil {
+		return nil
+	}
+	fixed := func(f float64, digits int) string { return strconv.FormatFloat(f, 'f', digits, 64) }
+	fmt.Println("\nPlants, a row a minute for 20 days, six faults in the second half:")
+	t := newTable(os.Stdout, "PLANTS", ">RECALL", ">DELAY, MESSAGES", ">ALERTS A DAY, DAYS 1-5", ">6-10", ">BEHIND, NO FAULT", ">MODE CHANGES WITH ALERT", ">SEVERITY IN FAULTS", ">ELSEWHERE")
+	t.row(count(x.Plants), fixed(x.Recall, 2), fixed(x.DelayRows, 0), fixed(x.FirstRate, 2), fixed(x.LaterRate, 2), fixed(x.FaultRate, 3), fixed(x.SwitchShare, 2), fixed(x.Inside, 1), fixed(x.Outside, 1))
+	if err := t.flush(); err != nil {
+		return err
+	}
+	names := slices.Sorted(maps.Keys(x.Found))
+	for i, name := range names {
+		names[i] = name + " " + fixed(x.Found[name], 2)
+	}
+	fmt.Println("Recall by fault: " + strings.Join(names, ", "))
+	return nil
 }
