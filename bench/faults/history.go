@@ -22,15 +22,17 @@ type History struct {
 	Logs    []Log
 	// Registers is every operation on the registers.
 	Registers []Operation
+	// Commands is what was sent to every device, and what it was given.
+	Commands []Commands
 }
 
 // historyVersion is the version of the file format: gzipped JSON of a History.
-const historyVersion = 1
+const historyVersion = 2
 
 const historyFile = "history.json.gz"
 
 // judge checks C1 to C3 in every place that was read, C4 in the logs and C6 in
-// the operations on registers. The
+// the operations on registers, and C11 at the devices. The
 // table gets the counts of the worst place.
 func (h *History) judge(res *Result) {
 	for place, stored := range h.Stored {
@@ -52,6 +54,9 @@ func (h *History) judge(res *Result) {
 	}
 	h.order(res)
 	linearizable(h.Registers, res)
+	for i := range h.Commands {
+		h.Commands[i].judge(res)
+	}
 }
 
 func wrong(v *bench.Verdict) int { return v.Lost + v.Twice + v.Unsent }

@@ -37,6 +37,7 @@ func (r *Run) patience(most time.Duration) time.Time {
 // judge ends the load and checks C1 to C5 and C8; C7 was measured before.
 func (r *Run) judge(ctx context.Context, res *Result) {
 	r.fleet.stop()
+	orders := r.orders.stop(ctx, r.patience(commandArrive))
 	r.endReads()
 	for _, err := range r.readers.stale {
 		res.fail("C6", "%v", err)
@@ -44,7 +45,7 @@ func (r *Run) judge(ctx context.Context, res *Result) {
 	if r.readers.reads == 0 {
 		res.fail("C6", "no read was answered")
 	}
-	h := &History{Seed: res.Seed, Fault: res.ID, Registers: r.ops.ops, Clients: r.fleet.histories(), Stored: map[string]map[string][]bench.Stored{}}
+	h := &History{Seed: res.Seed, Fault: res.ID, Registers: r.ops.ops, Commands: orders, Clients: r.fleet.histories(), Stored: map[string]map[string][]bench.Stored{}}
 	r.history(ctx, res, h)
 	r.digests(ctx, res)
 	r.givenBack(ctx, res)

@@ -83,6 +83,8 @@ type Run struct {
 	fleet   *fleet
 	readers *readers
 	ops     *registers
+	orders  *commands
+	routes  *routes
 	endRead context.CancelFunc
 	db      *database
 	struck  time.Time // when the fault struck, for C7
@@ -193,6 +195,7 @@ func (r *Run) start(ctx context.Context) error {
 	r.readers = startReaders(ctx, r.Cluster.Nodes(), r.fleet.mqtt)
 	r.ops = startRegisters(ctx, r.Cluster.Nodes(), r.cfg.Seed)
 	r.watch = startWatch(ctx, r.nodes)
+	r.orders = startCommands(ctx, mqtt, r.cfg.Seed)
 	return nil
 }
 
@@ -210,6 +213,9 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 		res.fail("C8", "%v", err)
 	}
 	r.first = first
+	if !r.startChurn(ctx, res) {
+		return
+	}
 	r.struck = time.Now()
 	r.watch.begin()
 	r.say("strikes")
@@ -231,8 +237,27 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 	r.visible(ctx, res)
 	res.Note = r.note
 	r.recover(ctx, res)
+	r.routes.judge(ctx, r, res)
 	res.Slowest = r.fleet.probes.latency(r.struck, time.Now(), 1)
 	sleep(ctx, time.Second)
+}
+
+// startChurn begins to change subscriptions once every device hears its commands, and
+// every node knows of that.
+func (r *Run) startChurn(ctx context.Context, res *Result) bool {
+	values, err := r.indexes(ctx, func(values []float64) bool {
+		return r.orders.subscribed() && slices.Min(values) == slices.Max(values)
+	})
+	if err != nil {
+		res.fail("C11", "before the fault: devices subscribed %v, filters %v: %v", r.orders.subscribed(), values, err)
+		return false
+	}
+	var mqtt []string
+	for _, n := range r.Cluster.Nodes() {
+		mqtt = append(mqtt, n.MQTT)
+	}
+	r.routes = startRoutes(ctx, mqtt, r.cfg.Seed, values[0])
+	return true
 }
 
 // visible waits until the metric of the fault has been seen to move (C10).
@@ -294,6 +319,9 @@ func (r *Run) close() {
 	if r.fleet != nil {
 		r.fleet.stop()
 	}
+	if r.orders != nil {
+		r.orders.stop(ctx, time.Now())
+	}
 	if r.Cluster != nil {
 		for _, n := range r.Cluster.Nodes() {
 			_ = n.Signal(syscall.SIGCONT) // one that is stopped cannot end
@@ -332,6 +360,9 @@ func (r *Run) endReads() {
 		r.readers.done.Wait()
 		r.ops.done.Wait()
 		r.watch.done.Wait()
+		if r.routes != nil {
+			r.routes.stop()
+		}
 	}
 }
 
