@@ -26,6 +26,11 @@
 //	C9  the log applied again, without a fault, gives the states that the replicas
 //	    have and the scores that are stored
 //	C10 the metric that docs/operations.md names for the fault has moved
+//	C11 no command of QoS 1 that was acknowledged is lost, none comes to another
+//	    device, none overtakes an earlier one, and no durable session is gone
+//	C12 subscriptions were made and dropped on every node while the fault lasted;
+//	    afterwards a publish through any node reaches exactly the subscribers there
+//	    are, once each, and no node keeps a route that nobody has asked for
 //
 // # Determinism
 //

@@ -165,3 +165,46 @@ func TestNodeThatHoldsMoreThanBeforeIsFound(t *testing.T) {
 		}
 	}
 }
+
+func TestJudgeFindsEveryViolationOfDelivery(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		d    Commands
+		want string // part of the failure; "" passes
+	}{
+		{"whole, with a repeat", Commands{Sent: 4, Acked: []uint64{0, 1, 2}, Got: []uint64{0, 1, 0, 1, 2, 3}}, ""},
+		{"lost", Commands{Sent: 3, Acked: []uint64{0, 1, 2}, Got: []uint64{0, 2}}, "have not arrived: [1]"},
+		{"out of order", Commands{Sent: 3, Acked: []uint64{0}, Got: []uint64{0, 2, 1}}, "came first behind"},
+		{"another's", Commands{Sent: 1, Acked: []uint64{0}, Got: []uint64{0}, Foreign: []string{"x"}}, "was given"},
+		{"never sent", Commands{Sent: 1, Acked: []uint64{0}, Got: []uint64{0, 7}}, "was given command 7 of 1"},
+		{"without its session", Commands{Sent: 1, Acked: []uint64{0}, Got: []uint64{0}, Lost: true}, "session is gone"},
+	} {
+		res := Result{}
+		c.d.judge(&res)
+		got := strings.Join(res.Failures, "\n")
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+	probes := []probe{{topic: "routes/a", payload: "p"}, {topic: "nobody/home", payload: "q"}, {topic: routeShared, payload: "s"}}
+	on := map[string]routeState{"routes/+": routeOn, "$share/crew/jobs/left": routeOn}
+	for _, c := range []struct {
+		name string
+		got  map[string]int
+		want string
+	}{
+		{"once", map[string]int{"p": 1, "s": 1}, ""},
+		{"twice", map[string]int{"p": 2, "s": 1}, "2 times"},
+		{"not", map[string]int{"s": 1}, "0 times"},
+		{"nobody's", map[string]int{"p": 1, "q": 1, "s": 1}, `"q" 1 times`},
+		{"nobody's share", map[string]int{"p": 1}, "reached 0 of 1"},
+	} {
+		res := Result{}
+		r := &routes{churners: []*churner{{id: "c", state: on, got: c.got}, {id: "off", state: map[string]routeState{}, got: map[string]int{}}}}
+		r.compare(probes, &res)
+		got := strings.Join(res.Failures, "\n")
+		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
+			t.Errorf("%s: %q, want %q", c.name, got, c.want)
+		}
+	}
+}
