@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -39,6 +40,7 @@ type Commands struct {
 // commands drives and records.
 type commands struct {
 	addrs  []string
+	still  atomic.Bool        // the devices stay where they are
 	cancel context.CancelFunc // of the senders
 	leave  context.CancelFunc // of the devices
 	sent   sync.WaitGroup
@@ -51,6 +53,7 @@ type commands struct {
 
 func startCommands(ctx context.Context, addrs []string, seed uint64) *commands {
 	c := &commands{addrs: addrs}
+	c.still.Store(true)
 	sends, cancel := context.WithCancel(ctx)
 	lives, leave := context.WithCancel(context.WithoutCancel(ctx))
 	c.cancel, c.leave = cancel, leave
@@ -159,7 +162,7 @@ func (c *commands) receive(ctx context.Context, d *Commands, at int, rng *rand.R
 			known = c.listen(l, d)
 		}
 		stay := time.Now().Add(commandStay/4 + time.Duration(rng.Int64N(int64(commandStay))))
-		for known && ctx.Err() == nil && time.Now().Before(stay) && c.take(l, d) == nil {
+		for known && ctx.Err() == nil && (c.still.Load() || time.Now().Before(stay)) && c.take(l, d) == nil {
 		}
 		l.close()
 	}

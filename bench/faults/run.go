@@ -34,6 +34,8 @@ type Config struct {
 	// JudgeLatency makes the latency of honest clients a check: not on a machine
 	// that does something else as well.
 	JudgeLatency bool
+	// JudgeRoutes changes subscriptions while the fault lasts, and judges C12.
+	JudgeRoutes bool
 	// Patience is how long a cluster may take until it is ready again (default
 	// 90 s, for a busy machine).
 	Patience time.Duration
@@ -213,9 +215,13 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 		res.fail("C8", "%v", err)
 	}
 	r.first = first
-	if !r.startChurn(ctx, res) {
+	for end := r.patience(readyMax); !r.orders.subscribed() && time.Now().Before(end) && ctx.Err() == nil; {
+		sleep(ctx, commandPause)
+	}
+	if r.cfg.JudgeRoutes && !r.startChurn(ctx, res) {
 		return
 	}
+	r.orders.still.Store(false)
 	r.struck = time.Now()
 	r.watch.begin()
 	r.say("strikes")
@@ -237,7 +243,10 @@ func (r *Run) drive(ctx context.Context, res *Result) {
 	r.visible(ctx, res)
 	res.Note = r.note
 	r.recover(ctx, res)
-	r.routes.judge(ctx, r, res)
+	if r.routes != nil {
+		r.orders.still.Store(true)
+		r.routes.judge(ctx, r, res)
+	}
 	res.Slowest = r.fleet.probes.latency(r.struck, time.Now(), 1)
 	sleep(ctx, time.Second)
 }

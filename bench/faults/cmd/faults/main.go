@@ -78,7 +78,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("no fault begins with %s", strings.Join(c.Only, " or "))
 	}
 	fmt.Fprintf(os.Stderr, "seed %d, histories of failing runs in %s\n", c.Seed, c.Dir)
-	cfg := faults.Config{Binary: c.Binary, Wrong: c.Wrong, JudgeLatency: true, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
+	cfg := faults.Config{Binary: c.Binary, Wrong: c.Wrong, JudgeLatency: true, JudgeRoutes: true, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
 	var results []faults.Result
 	var errs []error
 	for f, seed := range faults.Draw(chosen, c.Seed, c.For) {
