@@ -32,6 +32,7 @@ type runCmd struct {
 	Seed   uint64        `help:"Draws victims and moments; 0 takes the time."`
 	Dir    string        `help:"Keeps the histories of failing runs; default: a directory below the temporary one."`
 	Keep   bool          `help:"Keep the directories of passing runs too."`
+	Routes bool          `help:"Change subscriptions while the fault lasts, and judge who is given what afterwards (C12)."`
 	For    time.Duration `help:"Draw faults from the seed for so long instead of running each once."`
 }
 
@@ -78,7 +79,7 @@ func (c *runCmd) Run(ctx context.Context) error {
 		return fmt.Errorf("no fault begins with %s", strings.Join(c.Only, " or "))
 	}
 	fmt.Fprintf(os.Stderr, "seed %d, histories of failing runs in %s\n", c.Seed, c.Dir)
-	cfg := faults.Config{Binary: c.Binary, Wrong: c.Wrong, JudgeLatency: true, JudgeRoutes: true, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
+	cfg := faults.Config{Binary: c.Binary, Wrong: c.Wrong, JudgeLatency: true, JudgeRoutes: c.Routes, Dir: c.Dir, Load: faults.DefaultLoad, Progress: os.Stderr, Keep: c.Keep}
 	var results []faults.Result
 	var errs []error
 	for f, seed := range faults.Draw(chosen, c.Seed, c.For) {
