@@ -3,6 +3,7 @@ package shard
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 
@@ -164,11 +165,11 @@ func (f *flusher) eachReading(p *pendingBlock, b *block.Block, fn func(*block.En
 }
 
 // pendingPoints answers a query from what a store with these watermarks lacks.
-func (f *flusher) pendingPoints(blocks []*pendingBlock, at telemetry.Watermarks, q store.Query) ([]store.Point, error) {
+func (f *flusher) pendingPoints(blocks iter.Seq[*pendingBlock], at telemetry.Watermarks, q store.Query) ([]store.Point, error) {
 	var out []store.Point
 	var b block.Block
 	names := newDictionary()
-	for _, p := range blocks {
+	for p := range blocks {
 		if !p.lacks(at) {
 			continue
 		}

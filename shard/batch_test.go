@@ -46,7 +46,7 @@ func TestBatchIsCanonicalAndReadsBackFromTheStore(t *testing.T) {
 	f := &flusher{shard: &Shard{id: 3, fsm: &fsm{machine: r.machine}}}
 	want := map[string][]store.Point{}
 	for _, d := range devices {
-		if want[d], err = f.pendingPoints(r.pending.blocks, telemetry.Watermarks{}, queryAll(d)); err != nil {
+		if want[d], err = f.pendingPoints(slices.Values(r.pending.blocks), telemetry.Watermarks{}, queryAll(d)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -55,7 +55,7 @@ func TestBatchIsCanonicalAndReadsBackFromTheStore(t *testing.T) {
 			t.Fatal(got)
 		}
 		d := r.pending.decided[len(r.pending.decided)-1]
-		b, err := f.batch(d.from, d.to, r.pending.between(d.from, d.to), bothLanes)
+		b, err := f.batch(d.from, d.to, slices.Collect(r.pending.between(d.from, d.to).all()), bothLanes)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -258,13 +258,16 @@ func TestOutageCostsDiskNotMemory(t *testing.T) {
 	}
 	const keep = 64
 	sh.flush.marksMax.Store(keep)
-	p.publish(100)
-	p.publishLate(20)
 	m := sh.fsm.machine
-	eventually(t, "marks are on disk", func() bool {
+	m.mu.Lock()
+	m.pending.blocksMax = keep
+	m.mu.Unlock()
+	p.publish(2*runBlocks + 100)
+	p.publishLate(runBlocks)
+	eventually(t, "marks are on disk, and the bookkeeping of most blocks is packed", func() bool {
 		m.mu.Lock()
 		defer m.mu.Unlock()
-		return m.pending.marks <= keep && m.pending.spilled > 100
+		return m.pending.marks <= keep && len(m.pending.cold) > 2 && len(m.pending.blocks) < runBlocks+keep
 	})
 	if sh.flush.spillBytes.Load() == 0 {
 		t.Error("nothing is counted on disk")

@@ -7,7 +7,7 @@ import "time"
 const (
 	retainDefault      = 15 * time.Minute
 	retainBytesDefault = 1 << 30
-	// retainBlocksMax bounds what is kept in memory about it, 100 bytes a block.
+	// retainBlocksMax bounds what is kept in memory about it.
 	retainBlocksMax = 1 << 16
 	retainSample    = 10 * time.Second
 )
@@ -25,11 +25,7 @@ func (f *flusher) moveFloor(now time.Time) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	durable := m.pending.durable
-	stored := m.pending.after(durable)
-	crowd := uint64(0) // keeping more than this would be too many blocks
-	if stored > retainBlocksMax {
-		crowd = m.pending.blocks[stored-retainBlocksMax-1].index
-	}
+	crowd := m.pending.crowded(retainBlocksMax) // keeping more than this would be too many blocks
 	m.mu.Unlock()
 	if f.stores.Local != nil {
 		f.shard.log.SetFloor(durable)

@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -166,7 +167,7 @@ func (f *flusher) limit(from, to uint64, rowsMax int, rows func(*pendingBlock) i
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	n := 0
-	for _, b := range m.pending.between(from, to) {
+	for b := range m.pending.between(from, to).all() {
 		if n += rows(b); n >= rowsMax {
 			return b.index
 		}
@@ -239,7 +240,7 @@ func (f *flusher) flushLocal(ctx context.Context) error {
 			return nil
 		}
 		r := m.pending.decided[0]
-		blocks := append([]*pendingBlock(nil), m.pending.between(r.from, r.to)...)
+		blocks := slices.Collect(m.pending.between(r.from, r.to).all())
 		m.mu.Unlock()
 		if err := f.writeLocal(ctx, r, blocks); err != nil {
 			return err

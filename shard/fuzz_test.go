@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"reflect"
+	"slices"
 	"testing"
 
 	"github.com/sluice-iot/sluice/internal/wire"
@@ -106,7 +107,7 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 			m.describe(i, true)
 		}
 		fl := &flusher{shard: &Shard{fsm: &fsm{machine: m}}}
-		_, _ = fl.pendingPoints(m.pending.blocks, telemetry.Watermarks{}, queryAll("d1")) // an error is fine, a panic is not
+		_, _ = fl.pendingPoints(slices.Values(m.pending.blocks), telemetry.Watermarks{}, queryAll("d1")) // an error is fine, a panic is not
 		_, _ = fl.batch(0, m.index, m.pending.blocks, bothLanes)
 		_ = m.digest()
 	})

@@ -167,7 +167,7 @@ func (f *flusher) write(ctx context.Context, l *lane, from, to uint64, complete 
 	m.mu.Lock()
 	var blocks []*pendingBlock
 	messages := uint64(0)
-	for _, p := range m.pending.between(from, to) {
+	for p := range m.pending.between(from, to).all() {
 		messages += uint64(p.messages[l.lane])
 		if p.rows[l.lane] > 0 {
 			blocks = append(blocks, p)

@@ -127,7 +127,8 @@ func (s *spill) bytes() (n int64) {
 	return n
 }
 
-// spillMarks moves the oldest marks to disk until memory holds at most marksMax.
+// spillMarks moves the oldest marks to disk until memory holds at most marksMax
+// of them, and of no more blocks than it should, and packs what is left.
 // Where that fails they stay where they are.
 func (f *flusher) spillMarks() error {
 	m := f.shard.fsm.machine
@@ -135,7 +136,7 @@ func (f *flusher) spillMarks() error {
 	over := m.pending.marks - int(f.marksMax.Load())
 	kept := m.pending.kept
 	var blocks []*pendingBlock
-	for i := m.pending.spilled; over > 0 && i < len(m.pending.blocks); i++ {
+	for i := m.pending.spilled; (over > 0 || m.pending.surplus(i)) && i < len(m.pending.blocks); i++ {
 		b := m.pending.blocks[i]
 		blocks = append(blocks, b)
 		over -= len(b.marks)
@@ -158,6 +159,9 @@ func (f *flusher) spillMarks() error {
 		}
 		f.spilledOne(b, file, offset)
 	}
+	m.mu.Lock()
+	m.pending.pack()
+	m.mu.Unlock()
 	f.spillBytes.Store(f.spill.bytes() + parked)
 	return nil
 }

@@ -30,6 +30,9 @@ func (s *Shard) shareMemory(shards int) {
 	m := s.fsm.machine
 	m.mu.Lock()
 	m.pending.dataMax = min(pendingDataBytesMax, max(shardDataBytes, nodeDataBytesMax/max(1, shards)))
+	if n := max(shardBlocks, nodeBlocksMax/max(1, shards)); m.pending.blocksMax == 0 || n < m.pending.blocksMax {
+		m.pending.blocksMax = n
+	}
 	m.mu.Unlock()
 	if n := int64(max(shardMarks, nodeMarksMax/max(1, shards))); n < s.flush.marksMax.Load() {
 		s.flush.marksMax.Store(n)
@@ -107,12 +110,15 @@ type flushRange struct {
 type pending struct {
 	durable    uint64               // the store this replica reads from holds everything up to here
 	watermarks telemetry.Watermarks // replicated: decided (embedded) or committed (shared database)
+	cold       []*run               // the oldest blocks
 	blocks     []*pendingBlock
 	decided    []*flushRange
 	rows       [telemetry.Lanes]uint64 // of blocks above the lane's watermark
 	newestLate uint64                  // index of the newest block with late rows
 	dataBytes  int                     // of blocks with data that is not pinned
 	dataMax    int                     // bound of dataBytes; 0: pendingDataBytesMax
+	blocksMax  int                     // how many blocks may wait before the oldest are packed; 0: nodeBlocksMax
+	pinned     uint64                  // index of the newest block that came with a snapshot
 	forgotten  int                     // leading blocks whose data went back to the log
 	marks      int                     // in memory
 	spilled    int                     // leading blocks whose marks are on disk
@@ -150,6 +156,7 @@ func (p *pending) keep(b *pendingBlock) {
 	}
 	p.marks += len(b.marks)
 	if b.pinned {
+		p.pinned = b.index
 		return
 	}
 	p.dataBytes += len(b.data)
@@ -157,7 +164,7 @@ func (p *pending) keep(b *pendingBlock) {
 	if most == 0 {
 		most = pendingDataBytesMax
 	}
-	for p.dataBytes > most && p.forgotten < len(p.blocks) {
+	for (p.dataBytes > most || p.surplus(p.forgotten)) && p.forgotten < len(p.blocks) {
 		if old := p.blocks[p.forgotten]; !old.pinned {
 			p.dataBytes -= len(old.data)
 			old.data = nil
@@ -166,34 +173,46 @@ func (p *pending) keep(b *pendingBlock) {
 	}
 }
 
+// surplus reports whether more blocks wait than memory should have, and block i
+// is one of the oldest, that give way.
+func (p *pending) surplus(i int) bool {
+	most := p.blocksMax
+	if most == 0 {
+		most = nodeBlocksMax
+	}
+	return i < len(p.blocks)-most && len(p.blocks)-p.after(p.durable) > most
+}
+
 // restoreBlock adds a block of a snapshot; only those above a lane's watermark
 // count towards its next flush.
 func (p *pending) restoreBlock(b *pendingBlock) error {
-	if b.index <= p.durable || len(p.blocks) > 0 && b.index <= p.blocks[len(p.blocks)-1].index {
+	if b.index <= max(p.durable, p.newest()) {
 		return fmt.Errorf("pending block %d is out of order", b.index)
 	}
 	p.add(b)
+	if len(p.blocks)%runBlocks == 0 {
+		p.pack()
+	}
 	return nil
+}
+
+// newest is the index of the newest block, 0 without one.
+func (p *pending) newest() uint64 {
+	if n := len(p.blocks); n > 0 {
+		return p.blocks[n-1].index
+	}
+	if n := len(p.cold); n > 0 {
+		return p.cold[n-1].last
+	}
+	return 0
 }
 
 // last is the index of the newest pending block, or the live watermark.
 func (p *pending) last() uint64 {
-	w := p.watermarks[telemetry.LaneLive]
-	if n := len(p.blocks); n > 0 {
-		return max(p.blocks[n-1].index, w)
-	}
-	return w
+	return max(p.newest(), p.watermarks[telemetry.LaneLive])
 }
 
-// between returns the blocks with from < index <= to.
-func (p *pending) between(from, to uint64) []*pendingBlock {
-	if to <= from {
-		return nil
-	}
-	return p.blocks[p.after(from):p.after(to)]
-}
-
-// after is the position of the first block with an index above i.
+// after is the position in blocks of the first one with an index above i.
 func (p *pending) after(i uint64) int {
 	n, _ := slices.BinarySearchFunc(p.blocks, i, func(b *pendingBlock, i uint64) int {
 		if b.index <= i {
@@ -210,7 +229,7 @@ func (p *pending) decide(from, to uint64) error {
 		return fmt.Errorf("%w: from %d to %d, watermark %d", errFlushStale, from, to, w)
 	}
 	f := &flushRange{from: from, to: to}
-	for _, b := range p.between(from, to) {
+	for b := range p.between(from, to).all() {
 		f.messages += b.allMessages()
 		for lane, n := range b.rows {
 			p.rows[lane] -= uint64(n)
@@ -236,7 +255,7 @@ func (p *pending) flushed(lane telemetry.Lane, to uint64) (messages uint64) {
 	if to <= from {
 		return 0
 	}
-	for _, b := range p.between(from, to) {
+	for b := range p.between(from, to).all() {
 		messages += uint64(b.messages[lane])
 		p.rows[lane] -= uint64(b.rows[lane])
 	}
@@ -248,7 +267,7 @@ func (p *pending) flushed(lane telemetry.Lane, to uint64) (messages uint64) {
 // complete is up to where neither lane has anything to flush.
 func (p *pending) complete() uint64 {
 	live, late := p.watermarks[telemetry.LaneLive], p.watermarks[telemetry.LaneLate]
-	for _, b := range p.between(max(p.durable, late), live) {
+	for b := range p.between(max(p.durable, late), live).all() {
 		if b.rows[telemetry.LaneLate] > 0 {
 			return b.index - 1
 		}
@@ -264,12 +283,7 @@ func (p *pending) settled(to uint64) {
 		p.trim(p.durable)
 		return
 	}
-	for i := p.after(p.durable) - 1; i >= 0; i-- {
-		if p.blocks[i].pinned {
-			p.trim(p.blocks[i].index)
-			return
-		}
-	}
+	p.trim(min(p.pinned, p.durable)) // those of a snapshot come before all others
 }
 
 // trim lets go of stored blocks up to an index.
@@ -286,8 +300,12 @@ func (p *pending) trim(to uint64) {
 		}
 		p.marks -= len(b.marks)
 	}
-	p.forgotten, p.spilled = max(0, p.forgotten-n), max(0, p.spilled-n)
-	p.blocks = slices.Delete(p.blocks, 0, n)
+	p.shift(n)
+	gone := 0
+	for gone < len(p.cold) && p.cold[gone].last <= to {
+		gone++
+	}
+	p.cold = slices.Delete(p.cold, 0, gone)
 }
 
 // head is the part that append writes, as it is now: a decided range does not

@@ -184,13 +184,13 @@ func TestReadCountsEveryRowOnceWhileItMovesToTheStore(t *testing.T) {
 	}
 	f := &flusher{shard: &Shard{fsm: &fsm{machine: r.machine}}}
 	q := queryAll("d1")
-	all, err := f.pendingPoints(r.pending.blocks, telemetry.Watermarks{}, q)
+	all, err := f.pendingPoints(slices.Values(r.pending.blocks), telemetry.Watermarks{}, q)
 	if err != nil || len(all) != 10 {
 		t.Fatalf("%d points, err %v", len(all), err)
 	}
 	for split := range 11 {
 		for overlap := range 3 { // the database may be ahead of the log
-			fresh, err := f.pendingPoints(r.pending.blocks, telemetry.Watermarks{uint64(max(0, split-overlap))}, q)
+			fresh, err := f.pendingPoints(slices.Values(r.pending.blocks), telemetry.Watermarks{uint64(max(0, split-overlap))}, q)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -1,10 +1,11 @@
 package shard
 
 import (
-	"github.com/sluice-iot/sluice/anomaly"
-	"github.com/sluice-iot/sluice/telemetry/block"
+	"math"
 
+	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/telemetry"
+	"github.com/sluice-iot/sluice/telemetry/block"
 )
 
 // Replay is the state machine of one shard without raft, disk and store: what
@@ -42,7 +43,7 @@ func (r *Replay) Counts() Counts { return r.machine.counts }
 // EachPending calls fn for every reading that becomes a row and is not flushed,
 // in the order of the log. The arguments are valid until it returns.
 func (r *Replay) EachPending(fn func(*block.Block, *block.Entry, *block.Reading)) error {
-	for _, p := range r.machine.pending.blocks {
+	for p := range r.machine.pending.between(0, math.MaxUint64).all() {
 		if err := r.each(p, func(b *block.Block, e *block.Entry, rd *block.Reading, _ float32) { fn(b, e, rd) }); err != nil {
 			return err
 		}

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 
 	"github.com/hashicorp/raft"
 
@@ -33,15 +32,15 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	return &snapshot{
 		state:   f.view(),
 		pending: f.pending.head(),
-		blocks:  slices.Clone(f.pending.between(f.pending.durable, math.MaxUint64)),
+		blocks:  f.pending.between(f.pending.durable, math.MaxUint64).clone(),
 		fsm:     f,
 	}, nil
 }
 
 type snapshot struct {
 	state   *stateView
-	pending pending         // without its blocks
-	blocks  []*pendingBlock // immutable but for data, which mu guards
+	pending pending    // without its blocks
+	blocks  blockRange // immutable but for data, which mu guards
 	fsm     *fsm
 }
 
@@ -89,7 +88,7 @@ func (s *snapshot) writeSections(w io.Writer, behindState func() error) error {
 		return err
 	}
 	var buf []byte
-	for _, b := range s.blocks {
+	for b := range s.blocks.all() {
 		data, err := s.fsm.blockData(b)
 		if err != nil {
 			return err

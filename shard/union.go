@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"slices"
 
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -21,7 +20,7 @@ import (
 type unflushed struct {
 	durable uint64
 	at      telemetry.Watermarks
-	blocks  []*pendingBlock
+	blocks  blockRange
 }
 
 // unflushed looks at what is pending. The caller has verified that this replica
@@ -31,19 +30,19 @@ func (f *flusher) unflushed() unflushed {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := &m.pending
-	return unflushed{p.durable, p.watermarks, slices.Clone(p.between(p.durable, math.MaxUint64))}
+	return unflushed{p.durable, p.watermarks, p.between(p.durable, math.MaxUint64).clone()}
 }
 
 // behind is u for a database that says how far it is. It is usually ahead of what
 // the log knows; one that has lost its tail lacks blocks that are kept for it.
-func (f *flusher) behind(u unflushed, have telemetry.Watermarks) []*pendingBlock {
+func (f *flusher) behind(u unflushed, have telemetry.Watermarks) blockRange {
 	if have[telemetry.LaneLive] >= u.durable && have[telemetry.LaneLate] >= u.at[telemetry.LaneLate] {
 		return u.blocks
 	}
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return slices.Clone(m.pending.between(min(have[telemetry.LaneLive], have[telemetry.LaneLate]), math.MaxUint64))
+	return m.pending.between(min(have[telemetry.LaneLive], have[telemetry.LaneLate]), math.MaxUint64).clone()
 }
 
 // read answers a query from the store and the pending part as one.
@@ -62,7 +61,7 @@ func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error
 	if err != nil {
 		return nil, fmt.Errorf("read stored rows of shard %d: %w", f.shard.id, err)
 	}
-	fresh, err := f.pendingPoints(u.blocks, have, q)
+	fresh, err := f.pendingPoints(u.blocks.all(), have, q)
 	if err != nil {
 		return nil, err
 	}
@@ -85,7 +84,7 @@ func (f *flusher) aggregate(ctx context.Context, q store.Aggregate) ([]store.Buc
 	if err != nil {
 		return nil, fmt.Errorf("aggregate stored rows of shard %d: %w", f.shard.id, err)
 	}
-	points, err := f.pendingPoints(u.blocks, have, store.Query{Device: q.Device, Sensor: q.Sensor, From: q.From, To: q.To, Limit: math.MaxInt})
+	points, err := f.pendingPoints(u.blocks.all(), have, store.Query{Device: q.Device, Sensor: q.Sensor, From: q.From, To: q.To, Limit: math.MaxInt})
 	if err != nil {
 		return nil, err
 	}
