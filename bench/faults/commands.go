@@ -105,8 +105,10 @@ func (c *commands) sendOn(ctx, end context.Context, l *link, d *Commands, open [
 			return open
 		}
 	}
+	var next time.Time // paced: a device that is away for long has a queue of 1,000
 	for late := time.Now().Add(commandPatience); end.Err() == nil; {
-		if len(open) < commandWindow && ctx.Err() == nil {
+		if len(open) < commandWindow && ctx.Err() == nil && !time.Now().Before(next) {
+			next = time.Now().Add(commandPause)
 			c.mu.Lock()
 			seq := d.Sent
 			d.Sent++
