@@ -7,32 +7,46 @@ import (
 
 var errSilent = errors.New("peer is silent")
 
+// looksPerPing is how often silence is judged between two pings: a peer is
+// announced a tenth of a second after SilentAfter, not at the next ping.
+const looksPerPing = 5
+
 // pulse pings every peer, judges silence, and expires raft calls.
 func (m *Mux) pulse() {
-	ticker := time.NewTicker(m.cfg.PingInterval)
+	every := m.cfg.PingInterval / looksPerPing
+	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	last := m.now()
-	for {
+	for looks := 1; ; looks++ {
 		select {
 		case <-m.done:
 			return
 		case <-ticker.C:
 		}
 		now := m.now()
-		// Late ourselves (a paused process, a busy machine): the silence is ours.
-		late := now-last > 2*int64(m.cfg.PingInterval)
+		late := now - last - int64(every)
 		last = now
 		for _, c := range m.connections() {
-			if late {
-				c.heard.Store(now)
+			if late > int64(every) {
+				c.excuse(late, now)
 			}
 			m.judge(c, now)
+			if looks%looksPerPing != 0 {
+				continue
+			}
 			c.expire(now)
 			if c.dialed {
 				c.ping(now)
 			}
 		}
 	}
+}
+
+// excuse takes the time in which this process did not run (it was paused, or the
+// machine is busy) out of a peer's silence.
+func (c *conn) excuse(late, now int64) {
+	heard := c.heard.Load()
+	c.heard.CompareAndSwap(heard, min(heard+late, now)) // or else it was heard of right now
 }
 
 // GiveUp ends the connection to a peer that is silent, before DeadAfter does:
