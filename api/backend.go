@@ -40,6 +40,8 @@ type Ingestor interface {
 
 // Cluster tells how the cluster is and carries out the operator's acts.
 type Cluster interface {
+	// ClusterID is "" until the cluster is initialised, and does not change after.
+	ClusterID() string
 	// Status describes nodes and shards as this node knows them. It answers
 	// without a quorum too: what is not known is left empty.
 	Status(ctx context.Context) (Status, error)

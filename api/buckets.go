@@ -131,7 +131,7 @@ func (s *Server) getBuckets(w http.ResponseWriter, r *http.Request, p *params) e
 			p.problem("%v", err)
 		}
 	}
-	aggs, asCSV, writes := p.aggregates(), p.wantsCSV(r.Header), p.afterWrite()
+	aggs, asCSV, writes := p.aggregates(), p.wantsCSV(r.Header), s.afterWrite(p)
 	if err := p.err(); err != nil {
 		return err
 	}

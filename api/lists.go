@@ -71,7 +71,7 @@ func (s *Server) listRoutes() {
 		OperationID: "device", Method: http.MethodGet, Path: "/api/v1/devices/{id}", Summary: "One device with its latest readings and open anomalies",
 		Parameters: []*huma.Param{pathParam("id", "device"), afterWriteParam()}, DefaultStatus: http.StatusOK,
 	}, func(ctx context.Context, p *params) (Device, error) {
-		id, writes := p.pathDevice(), p.afterWrite()
+		id, writes := p.pathDevice(), s.afterWrite(p)
 		if err := p.err(); err != nil {
 			return Device{}, err
 		}
@@ -119,7 +119,7 @@ func (s *Server) listDevices(ctx context.Context, p *params) (DeviceList, error)
 			p.problem("%v", err)
 		}
 	}
-	writes := p.afterWrite()
+	writes := s.afterWrite(p)
 	if err := p.err(); err != nil {
 		return DeviceList{}, err
 	}

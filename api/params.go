@@ -96,15 +96,15 @@ func (p *params) limit(most int) int {
 const headerAfterWrite = "Sluice-After-Write"
 
 // afterWrite reads what the answer must include.
-func (p *params) afterWrite() []telemetry.Write {
-	s := p.query.Get("after_write")
-	if s == "" {
-		s = p.header(headerAfterWrite)
+func (s *Server) afterWrite(p *params) []telemetry.Write {
+	token := p.query.Get("after_write")
+	if token == "" {
+		token = p.header(headerAfterWrite)
 	}
-	if s == "" {
+	if token == "" {
 		return nil
 	}
-	writes, err := telemetry.ParseWriteToken(s)
+	writes, err := telemetry.ParseWriteToken(s.backend.Cluster.ClusterID(), token)
 	if err != nil {
 		p.problem("after_write: %v", err)
 	}

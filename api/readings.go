@@ -64,7 +64,7 @@ func (s *Server) getReadings(w http.ResponseWriter, r *http.Request, p *params) 
 			p.problem("%v", err)
 		}
 	}
-	asCSV, writes := p.wantsCSV(r.Header), p.afterWrite()
+	asCSV, writes := p.wantsCSV(r.Header), s.afterWrite(p)
 	if err := p.err(); err != nil {
 		return err
 	}

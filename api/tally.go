@@ -119,15 +119,16 @@ func (t *tally) wait(done <-chan struct{}, timeout *time.Timer, limit time.Durat
 	}
 }
 
-// settle closes the tally; what is still open becomes unknown.
-func (t *tally) settle() Counts {
+// settle closes the tally; what is still open becomes unknown. The token is the
+// cluster's.
+func (t *tally) settle(cluster string) Counts {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.settled = true
 	t.counts.Received += t.open
 	t.counts.Unknown += t.open
 	slices.SortFunc(t.counts.Errors, func(a, b LineError) int { return cmp.Compare(a.Line, b.Line) })
-	t.counts.Token = telemetry.WriteToken(t.writes)
+	t.counts.Token = telemetry.WriteToken(cluster, t.writes)
 	if t.counts.Errors == nil {
 		t.counts.Errors = []LineError{}
 	}

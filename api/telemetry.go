@@ -164,7 +164,7 @@ func (s *Server) publish(ctx context.Context, messages splitter, key string) (Co
 	}
 	for t.openCount() > 0 && t.wait(gone, timer, s.cfg.CommitTimeout) {
 	}
-	counts := t.settle()
+	counts := t.settle(s.backend.Cluster.ClusterID())
 	s.metrics.outcomes(&counts)
 	if ctx.Err() != nil && !stalled {
 		return counts, ctx.Err()
@@ -337,6 +337,6 @@ func (s *Server) postReplay(w http.ResponseWriter, r *http.Request, p *params) e
 	t := newTally()
 	t.open = 1
 	t.record(1, &result)
-	counts := t.settle()
+	counts := t.settle(s.backend.Cluster.ClusterID())
 	return s.answer(w, counts, nil)
 }

@@ -15,9 +15,10 @@ func TestQueriesIncludeTheWriteTheyName(t *testing.T) {
 	if r.status != 200 || counts.Token == "" || r.header.Get("Sluice-Write-Token") != counts.Token {
 		t.Fatalf("got %d %s, header %q", r.status, r.body, r.header.Get("Sluice-Write-Token"))
 	}
-	foreign := telemetry.WriteToken([]telemetry.Write{{Shard: 0, Index: 1 << 40}})
+	missing := telemetry.WriteToken("c1", []telemetry.Write{{Shard: 0, Index: 1 << 40}})
+	foreign := telemetry.WriteToken("c2", []telemetry.Write{{Shard: 0, Index: 1}})
 	for _, path := range []string{"/api/v1/devices/pump-7/readings", "/api/v1/devices/pump-7/readings?step=1m", "/api/v1/devices/pump-7", "/api/v1/devices"} {
-		for token, want := range map[string]int{counts.Token: 200, foreign: 409, "nonsense": 400} {
+		for token, want := range map[string]int{counts.Token: 200, missing: 409, foreign: 400, "nonsense": 400} {
 			sep := "?"
 			if strings.Contains(path, "?") {
 				sep = "&"
@@ -29,6 +30,9 @@ func TestQueriesIncludeTheWriteTheyName(t *testing.T) {
 				t.Errorf("%s with the header %s: %d %s, want %d", path, token, r.status, r.body, want)
 			}
 		}
+	}
+	if r := n.get("/api/v1/devices?after_write=" + foreign); !strings.Contains(r.body, "ask the cluster that acknowledged the write") {
+		t.Errorf("no remedy for a token of another cluster: %s", r.body)
 	}
 	if bad := n.do("POST", "/api/v1/telemetry", strings.NewReader(``), "Content-Type", "application/x-ndjson"); strings.Contains(bad.body, "token") {
 		t.Errorf("a token for nothing: %s", bad.body)

@@ -16,6 +16,10 @@ type Config struct {
 	// Endpoints are further addresses, of any kind.
 	Endpoints []Endpoint
 
+	// ClusterID marks the write tokens that acknowledgements carry: another
+	// cluster refuses them.
+	ClusterID string
+
 	// Window is how many publishes of one connection may wait for their answer;
 	// MQTT 5 clients are told it as the receive maximum. Default 1024. Larger
 	// windows let one gateway use more of the cluster and cost memory per publish.

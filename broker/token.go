@@ -24,7 +24,7 @@ func wantsToken(pk *packets.Packet) bool {
 // appendTokenAck encodes a successful PUBACK or PUBREC that carries a write token,
 // or one without where the client takes no packet of that size.
 func (c *conn) appendTokenAck(dst []byte, kind byte, id uint16, writes []telemetry.Write) []byte {
-	token := telemetry.WriteToken(writes)
+	token := telemetry.WriteToken(c.b.cfg.ClusterID, writes)
 	props := 1 + 2 + len(userWriteToken) + 2 + len(token)
 	size := 2 + 1 + sizeVarint(props) + props
 	if c.packetMax > 0 && 1+sizeVarint(size)+size > int(c.packetMax) {

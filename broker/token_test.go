@@ -21,7 +21,7 @@ func TestAcksCarryTokensWhenAsked(t *testing.T) {
 		}
 		done(r)
 	}
-	b := start(t, Config{}, m)
+	b := start(t, Config{ClusterID: "c1"}, m)
 	c := pahoClient(t, b, "c1", nil)
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
@@ -31,7 +31,7 @@ func TestAcksCarryTokensWhenAsked(t *testing.T) {
 		if err != nil || r.ReasonCode != 0 {
 			t.Fatalf("QoS %d: %+v, %v", qos, r, err)
 		}
-		if qos == 1 && r.Properties.User.Get(userWriteToken) != telemetry.WriteToken(writes) { // paho shows no properties of a PUBREC
+		if qos == 1 && r.Properties.User.Get(userWriteToken) != telemetry.WriteToken("c1", writes) { // paho shows no properties of a PUBREC
 			t.Errorf("the ack carries %+v", r.Properties)
 		}
 	}
@@ -43,7 +43,7 @@ func TestAcksCarryTokensWhenAsked(t *testing.T) {
 
 func TestTokensKeepToWhatTheClientTakes(t *testing.T) {
 	writes := []telemetry.Write{{Shard: 3, Index: 77}}
-	c := &conn{version: 5, problemInfo: true}
+	c := &conn{b: &Broker{}, version: 5, problemInfo: true}
 	whole := c.appendTokenAck(nil, 4, 7, writes)
 	c.packetMax = uint32(len(whole))
 	if got := c.appendTokenAck(nil, 4, 7, writes); len(got) != len(whole) {

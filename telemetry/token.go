@@ -3,6 +3,7 @@ package telemetry
 import (
 	"encoding/base64"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -25,22 +26,27 @@ func AddWrite(list []Write, w Write) []Write {
 	return slices.Insert(list, i, w)
 }
 
-// The layout of a token, base64url without padding of: version (1 byte), for each
-// shard in ascending order the distance to the one before it (the first: to 0) and
-// the index, both uvarint, and 4 bytes LE of xxhash64 over everything before.
+// The layout of a token, base64url without padding of: version (1 byte), 4 bytes LE
+// of xxhash64 of the cluster's id, for each shard in ascending order the distance to
+// the one before it (the first: to 0) and the index, both uvarint, and 4 bytes LE of
+// xxhash64 over everything before.
 const (
-	tokenVersion  = 1
-	tokenSumBytes = 4
+	tokenVersion      = 2
+	tokenClusterBytes = 4
+	tokenSumBytes     = 4
 	// tokenShardsMax is the largest number of shards that a cluster may have.
 	tokenShardsMax = 4096
 )
 
-// WriteToken is what a client shows to see its own writes; "" without any.
-func WriteToken(list []Write) string {
+// ErrOtherCluster answers for a token that a different cluster gave.
+var ErrOtherCluster = errors.New("write token was given by another cluster")
+
+// WriteToken is what a client of a cluster shows to see its own writes; "" without any.
+func WriteToken(cluster string, list []Write) string {
 	if len(list) == 0 {
 		return ""
 	}
-	b := []byte{tokenVersion}
+	b := binary.LittleEndian.AppendUint32([]byte{tokenVersion}, tokenCluster(cluster))
 	last := ShardID(0)
 	for _, w := range list {
 		b = binary.AppendUvarint(b, uint64(w.Shard-last))
@@ -51,20 +57,26 @@ func WriteToken(list []Write) string {
 	return base64.RawURLEncoding.EncodeToString(b)
 }
 
-// ParseWriteToken is the inverse of WriteToken. The checksum is against mistakes.
-func ParseWriteToken(s string) ([]Write, error) {
-	bad := fmt.Errorf("write token %.40q was not given by this cluster: pass it as it came", s)
+func tokenCluster(id string) uint32 { return uint32(xxhash.Sum64String(id)) }
+
+// ParseWriteToken is the inverse of WriteToken; ErrOtherCluster when cluster is not
+// the one that gave it. The checksum is against mistakes.
+func ParseWriteToken(cluster, s string) ([]Write, error) {
+	bad := fmt.Errorf("%.40q is no write token of this version: pass one as it came, or leave it out", s)
 	b, err := base64.RawURLEncoding.Strict().DecodeString(s)
-	if err != nil || len(b) < 1+tokenSumBytes || b[0] != tokenVersion {
+	if err != nil || len(b) < 1+tokenClusterBytes+tokenSumBytes || b[0] != tokenVersion {
 		return nil, bad
 	}
 	body, sum := b[:len(b)-tokenSumBytes], b[len(b)-tokenSumBytes:]
 	if binary.LittleEndian.Uint32(sum) != uint32(xxhash.Sum64(body)) {
 		return nil, bad
 	}
+	if binary.LittleEndian.Uint32(body[1:]) != tokenCluster(cluster) {
+		return nil, fmt.Errorf("%w: ask the cluster that acknowledged the write, or leave the token out (this one is %q)", ErrOtherCluster, cluster)
+	}
 	var list []Write
 	shard := uint64(0)
-	for body = body[1:]; len(body) > 0; {
+	for body = body[1+tokenClusterBytes:]; len(body) > 0; {
 		step, n := binary.Uvarint(body)
 		if n <= 0 {
 			return nil, bad

@@ -1,7 +1,9 @@
 package telemetry
 
 import (
+	"errors"
 	"slices"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -16,8 +18,8 @@ func TestWriteTokensComeBack(t *testing.T) {
 			list = AddWrite(list, w)
 			want[w.Shard] = max(want[w.Shard], w.Index)
 		}
-		s := WriteToken(list)
-		got, err := ParseWriteToken(s)
+		s := WriteToken("c1", list)
+		got, err := ParseWriteToken("c1", s)
 		if err != nil || !slices.Equal(got, list) || len(list) != len(want) {
 			rt.Fatalf("%v comes back as %v, %v", list, got, err)
 		}
@@ -29,13 +31,24 @@ func TestWriteTokensComeBack(t *testing.T) {
 		at := rapid.IntRange(0, len(s)-1).Draw(rt, "at")
 		spoilt := []byte(s)
 		spoilt[at] = "ABab01"[(slices.Index([]byte("ABab01"), spoilt[at])+1)%6]
-		if got, err := ParseWriteToken(string(spoilt)); err == nil {
+		if got, err := ParseWriteToken("c1", string(spoilt)); err == nil {
 			rt.Fatalf("spoilt token is read as %v", got)
 		}
 	})
-	for _, s := range []string{"", "A", "AQ", "AQAAAAA", "nonsense!"} {
-		if got, err := ParseWriteToken(s); err == nil {
+	for _, s := range []string{"", "A", "AQ", "AQAAAAA", "AgAAAAAAAAAA", "nonsense!"} {
+		if got, err := ParseWriteToken("c1", s); err == nil {
 			t.Errorf("%q is read as %v", s, got)
 		}
+	}
+}
+
+func TestATokenOfAnotherClusterSaysSo(t *testing.T) {
+	s := WriteToken("c1", []Write{{Shard: 1, Index: 7}})
+	got, err := ParseWriteToken("c2", s)
+	if !errors.Is(err, ErrOtherCluster) || !strings.Contains(err.Error(), "ask the cluster that acknowledged") {
+		t.Errorf("read as %v, %v", got, err)
+	}
+	if _, err := ParseWriteToken("c1", s[:len(s)-2]); err == nil || errors.Is(err, ErrOtherCluster) {
+		t.Errorf("a token that is cut off: %v", err)
 	}
 }

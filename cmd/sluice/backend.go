@@ -51,6 +51,9 @@ type backend struct {
 	storeID string
 }
 
+// ClusterID implements api.Cluster.
+func (b *backend) ClusterID() string { return b.node.identity.ClusterID() }
+
 // Status implements api.Cluster.
 func (b *backend) Status(ctx context.Context) (api.Status, error) {
 	st := b.node.meta.State()

@@ -369,6 +369,7 @@ func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
 		return nil, err
 	}
 	cfg.OthersServe = n.othersServe
+	cfg.ClusterID = n.identity.ClusterID() // serving begins after the cluster is joined
 	b, err := broker.New(n.logger, n.registry, cfg, n.intake, n.pubsub)
 	if err != nil {
 		return nil, err

@@ -165,6 +165,9 @@ func (c *Cluster) apply(payload []byte, received int64) (r telemetry.Result) {
 	return telemetry.Result{Applied: 1}
 }
 
+// ClusterID is "c1".
+func (c *Cluster) ClusterID() string { return "c1" }
+
 // Status describes one node and one shard.
 func (c *Cluster) Status(context.Context) (api.Status, error) {
 	if h := c.hook().Status; h != nil {
