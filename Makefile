@@ -11,7 +11,7 @@ SLUICE    := bin/sluice
 DEV       := $(SLUICE) dev --data $(DATA) --mqtt-port $(MQTT_PORT) --http-port $(HTTP_PORT) --simulate $(SIMULATE)
 
 .DEFAULT_GOAL := help
-.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults sim mutations FORCE soak lint fmt bench bench-failover fuzz clean
+.PHONY: help build run up status logs health smoke-test down test test-deps test-unit test-e2e faults sim mutations FORCE soak lint fmt bench bench-failover bench-store fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -86,6 +86,11 @@ bench-failover: build ## 50 kills of a leader's node: time until publishes are a
 
 bench: build ## measure acknowledged messages per second, latency, CPU and log bytes per message
 	$(SLUICE) bench ingest
+
+bench-store: ## one device's last hour out of 100 M samples: p50, p99, CPU, and the load; builds 400 MB once, see SLUICE_BENCH_STORE
+	@uptime
+	SLUICE_BENCH_STORE=$${SLUICE_BENCH_STORE:-$${TMPDIR:-/tmp}/sluice-bench-store} $(GO) test -run x -bench LastHourOfLarge -benchtime 150x ./store/parquet
+	@uptime
 
 fuzz: ## every fuzz target for 20 seconds
 	@deploy/fuzz.sh 20s
