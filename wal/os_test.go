@@ -4,11 +4,13 @@ import (
 	"bytes"
 	"errors"
 	"math"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"pgregory.net/rapid"
@@ -115,7 +117,12 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		var x index
 		m := map[uint64]location{}
-		var first, last uint64
+		var first, last, end uint64
+		next := func() location { // the end of the log, where all groups write
+			loc := location{segment: uint32(1 + end>>18), offset: uint32(end % (1 << 18)), size: uint32(1 + end*31%5000)}
+			end += uint64(loc.size) + end*17%30_000
+			return loc
+		}
 		for range rapid.IntRange(1, 40).Draw(rt, "steps") {
 			if last == 0 {
 				first = uint64(rapid.IntRange(1, 3000).Draw(rt, "first"))
@@ -144,9 +151,20 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 			}
 			for i := first; i <= last && last != 0; i++ {
 				if _, ok := m[i]; !ok {
-					m[i] = location{1, uint32(i), uint32(i % 100)}
+					m[i] = next()
 					x.set(i, m[i])
 				}
+			}
+			for n := rapid.IntRange(0, 3).Draw(rt, "moved"); n > 0 && last > 0; n-- { // by the janitor
+				i := first + uint64(rapid.IntRange(0, int(last-first)).Draw(rt, "which"))
+				loc := next()
+				if old := x.set(i, loc); old != m[i] {
+					rt.Fatalf("entry %d was at %v, want %v", i, old, m[i])
+				}
+				m[i] = loc
+			}
+			if i, ok := x.hole(); ok {
+				rt.Fatalf("entry %d is in no segment", i)
 			}
 			from := uint64(rapid.IntRange(0, 5000).Draw(rt, "from"))
 			var want int64
@@ -163,4 +181,76 @@ func TestIndexAgreesWithAMap(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestIndexTakesFewBytesPerEntry is the log of a shard that has waited for its
+// database for long, with other shards' entries between its own.
+func TestIndexTakesFewBytesPerEntry(t *testing.T) {
+	const entries = 200_000
+	rng := rand.New(rand.NewPCG(1, 2))
+	var x index
+	end := uint64(0)
+	for i := uint64(1); i <= entries; i++ {
+		x.resize(1, i, func(location) { t.Error("an entry was dropped") })
+		size := uint32(200 + rng.IntN(200))
+		x.set(i, location{segment: uint32(1 + end>>26), offset: uint32(end % (1 << 26)), size: size})
+		end += uint64(size) + rng.Uint64N(48*300)
+	}
+	bytes := 0
+	for _, c := range x.chunks {
+		bytes += int(unsafe.Sizeof(c)) + int(unsafe.Sizeof(*c))
+		if c.locs != nil {
+			bytes += int(unsafe.Sizeof(*c.locs))
+		} else {
+			bytes += int(unsafe.Sizeof(*c.packed)) + cap(c.packed.bytes)
+		}
+	}
+	per := float64(bytes) / entries
+	if per > 7 {
+		t.Fatalf("%.1f bytes for an entry, want at most 7", per)
+	}
+	t.Logf("%.1f bytes for an entry", per)
+}
+
+// TestIndexOpensWithHoles sets entries in any order, as recovery does behind a
+// checkpoint, and finds the one that is missing.
+func TestIndexOpensWithHoles(t *testing.T) {
+	const first, last, missing = 700, 5000, 2345
+	var x index
+	x.resize(first, last, nil)
+	at := func(i uint64) location { return location{segment: 1 + uint32(i)%7, offset: uint32(i) * 8, size: 8} }
+	for _, k := range rand.New(rand.NewPCG(1, 2)).Perm(last - first + 1) {
+		if i := first + uint64(k); i != missing {
+			x.set(i, at(i))
+		}
+	}
+	if i, ok := x.hole(); !ok || i != missing {
+		t.Fatalf("entry %d is missing (%v), want %d", i, ok, missing)
+	}
+	x.set(missing, at(missing))
+	if i, ok := x.hole(); ok {
+		t.Fatalf("entry %d is missing", i)
+	}
+	for i := uint64(first); i <= last; i++ {
+		if x.get(i) != at(i) {
+			t.Fatalf("entry %d is at %v, want %v", i, x.get(i), at(i))
+		}
+	}
+	if got := x.bytesFrom(0); got != 8*(last-first+1) {
+		t.Errorf("%d bytes", got)
+	}
+}
+
+func BenchmarkIndexOfOldEntries(b *testing.B) {
+	var x index
+	for i := uint64(1); i <= 100_000; i++ {
+		x.resize(1, i, nil)
+		x.set(i, location{segment: 1, offset: uint32(i) * 512, size: 300})
+	}
+	i := uint64(0)
+	for b.Loop() {
+		if i++; x.get(1+i*7919%90_000).size != 300 {
+			b.Fatal("it is not there")
+		}
+	}
 }
