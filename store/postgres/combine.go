@@ -22,10 +22,12 @@ const (
 	groupRowsMax = 100_000
 	// groupMax bounds the batches of one transaction; a failure costs all of them.
 	groupMax = 64
-	// groupLinger is how long a small group waits for more: nothing beside the
-	// second that rows wait for their flush, and long enough for shards that are due
-	// together to have gathered their rows on a busy machine.
+	// groupLinger is how long nobody joins a small group before it goes: nothing
+	// beside the second that rows wait for their flush, and long enough for shards
+	// that are due together to have gathered their rows on a busy machine.
 	groupLinger = 20 * time.Millisecond
+	// groupLingers bounds how often it waits while others keep coming.
+	groupLingers = 8
 )
 
 // request is a batch that waits for its transaction.
@@ -70,6 +72,21 @@ func (c *combiner) rows(lane telemetry.Lane) (n int) {
 		}
 	}
 	return n
+}
+
+// gather lets a small group of a lane grow while others join it. linger waits for
+// them; false: no longer.
+func (c *combiner) gather(lane telemetry.Lane, linger func() bool) {
+	rows := c.rows(lane)
+	for range groupLingers {
+		if rows >= groupRowsMin || !linger() {
+			return
+		}
+		before := rows
+		if rows = c.rows(lane); rows == before || rows == 0 { // 0: another group has them
+			return
+		}
+	}
 }
 
 // take forms a group of one lane, each shard once; empty when nothing of the
@@ -149,12 +166,14 @@ func (db *DB) write(ctx context.Context, b *telemetry.Batch) error {
 
 // runGroup writes what waits. It ends early when nobody waits for it any more.
 func (db *DB) runGroup(lane telemetry.Lane) {
-	if db.combiner.rows(lane) < groupRowsMin {
+	db.combiner.gather(lane, func() bool {
 		select {
 		case <-time.After(groupLinger):
+			return true
 		case <-db.ctx.Done():
+			return false
 		}
-	}
+	})
 	group := db.combiner.take(lane)
 	if len(group) == 0 {
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -106,6 +107,47 @@ func TestSmallBatchesShareATransaction(t *testing.T) {
 		} else if err != nil {
 			t.Errorf("shard %d: %v", i, err)
 		}
+	}
+}
+
+// TestASmallGroupWaitsWhileOthersJoin, until it is large enough, nobody comes any
+// more, another group has taken all, or it has waited for long.
+func TestASmallGroupWaitsWhileOthersJoin(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		rows   []int // of the batch that comes while the group waits; -1: all are taken
+		waited int
+	}{
+		{"nobody comes", []int{0, 500}, 1},
+		{"some come", []int{500, 500, 0, 500}, 3},
+		{"many come", []int{500, groupRowsMin, 500}, 2},
+		{"they are taken", []int{500, -1, 500}, 2},
+		{"they keep coming", slices.Repeat([]int{1}, 2*groupLingers), groupLingers},
+		{"the store closes", nil, 1},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var c combiner
+			arrive := func(n int) {
+				c.add(&request{batch: &telemetry.Batch{Shard: telemetry.ShardID(len(c.waiting)), Rows: make([]telemetry.Row, n)}})
+			}
+			arrive(100)
+			c.add(&request{batch: &telemetry.Batch{Lane: telemetry.LaneLate, Rows: make([]telemetry.Row, groupRowsMin)}})
+			waited := 0
+			c.gather(telemetry.LaneLive, func() bool {
+				if waited++; waited > len(tc.rows) {
+					return false
+				}
+				if n := tc.rows[waited-1]; n >= 0 {
+					arrive(n)
+				} else {
+					c.take(telemetry.LaneLive)
+				}
+				return true
+			})
+			if waited != tc.waited {
+				t.Errorf("waited %d times, want %d", waited, tc.waited)
+			}
+		})
 	}
 }
 
