@@ -2,8 +2,11 @@ package postgres
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
+	"reflect"
+	"strconv"
 	"testing"
 
 	"github.com/sluice-iot/sluice/telemetry"
@@ -92,5 +95,84 @@ func TestRecordOfLostRowsHasNothingToReplay(t *testing.T) {
 	}
 	if err := db.DropDeadLetter(context.Background(), letters[0].ID); err != nil {
 		t.Error(err)
+	}
+}
+
+// message is what a letter holds of the message that its reading came in.
+func message(t *testing.T, l DeadLetter) map[string]any {
+	t.Helper()
+	var c struct {
+		Message map[string]any `json:"message"`
+	}
+	if err := json.Unmarshal(l.Content, &c); err != nil {
+		t.Fatal(err)
+	}
+	return c.Message
+}
+
+// TestALetterHoldsTheWholeMessage: readings that were stored, a truth value,
+// attributes and the time are there, and nothing of other messages.
+func TestALetterHoldsTheWholeMessage(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	db := open(t, config(url))
+	write(t, db, fleet(1, 0, 1, 1, 1, t0))
+	s.Exec(t, url, "alter table telemetry add constraint plausible check (value < 1000)")
+	b := &telemetry.Batch{
+		Shard: 1, From: 1, To: 2, Term: 3, Messages: 4, Devices: []string{"pump", "valve"}, Sensors: []string{"a", "b", "on"},
+		Updates: []telemetry.DeviceUpdate{{Device: "pump", FirstSeen: t0, LastSeen: t0 + 7, Attributes: []telemetry.Attribute{{Key: "site", Value: "n1"}}}},
+		Rows: []telemetry.Row{
+			{Device: 0, Sensor: 0, Time: t0, Received: t0 + 5, Value: 5000},
+			{Device: 0, Sensor: 0, Time: t0 + 1, Received: t0 + 5, Value: 1},
+			{Device: 1, Sensor: 0, Time: t0, Received: t0 + 5, Value: 6000, Quality: telemetry.QualityReceiptTime},
+			{Device: 0, Sensor: 1, Time: t0, Received: t0 + 5, Value: 0.25},
+			{Device: 0, Sensor: 1, Time: t0, Received: t0 + 6, Value: 2},
+		},
+	}
+	b.Rows = append(b.Rows, telemetry.Row{Device: 0, Sensor: 2, Time: t0, Received: t0 + 5, Value: 1, Quality: telemetry.QualityBool})
+	write(t, db, b)
+	letters, err := db.DeadLetters(context.Background(), LetterQuery{From: math.MinInt64, To: math.MaxInt64, Limit: 10})
+	if err != nil || len(letters) != 2 {
+		t.Fatalf("%+v, %v", letters, err)
+	}
+	valve, pump := message(t, letters[0]), message(t, letters[1])
+	if want := (map[string]any{"device_id": "valve", "sensors": map[string]any{"a": 6000.}}); !reflect.DeepEqual(valve, want) {
+		t.Errorf("valve: %v, want %v", valve, want)
+	}
+	want := map[string]any{
+		"device_id": "pump", "timestamp": timeText(t0), "metadata": map[string]any{"site": "n1"},
+		"sensors": map[string]any{"a": 5000., "b": 0.25, "on": true},
+	}
+	if !reflect.DeepEqual(pump, want) {
+		t.Errorf("pump: %v, want %v", pump, want)
+	}
+	s.Exec(t, url, "alter table telemetry drop constraint plausible")
+	for _, l := range letters {
+		if err := db.ReplayDeadLetter(context.Background(), l.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := one[int64](t, url, "select count(*) from telemetry where device_id in ('pump', 'valve')"); n != int64(len(b.Rows)) {
+		t.Errorf("%d rows after the replay, want %d, each once", n, len(b.Rows))
+	}
+}
+
+func TestALongMessageIsHeldByOneLetter(t *testing.T) {
+	b := &telemetry.Batch{Devices: []string{"d"}}
+	for i := range uint32(originalReadingsMax + 1) {
+		b.Sensors = append(b.Sensors, "s"+strconv.Itoa(int(i)))
+		b.Rows = append(b.Rows, telemetry.Row{Sensor: i, Time: t0, Received: t0, Value: float64(i)})
+	}
+	o := newOriginals(b)
+	if m, ok := o.of(40).(map[string]any); !ok || len(m["sensors"].(map[string]any)) != len(b.Rows) {
+		t.Errorf("the first letter holds %v", m)
+	}
+	if m := o.of(41); m != nil {
+		t.Errorf("the second letter holds %v", m)
+	}
+	b.Rows = b.Rows[1:]
+	o = newOriginals(b)
+	if o.of(1) == nil || o.of(2) == nil {
+		t.Error("a letter of a message of 64 readings is without it")
 	}
 }

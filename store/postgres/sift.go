@@ -147,11 +147,18 @@ func (w *writer) readingLetter(i int) letter {
 	b := w.requests[0].batch
 	r := &b.Rows[i]
 	device := b.Devices[r.Device]
-	return newLetter(kindReading, device, map[string]any{
+	if w.originals == nil || w.originals.batch != b {
+		w.originals = newOriginals(b)
+	}
+	content := map[string]any{
 		"device_id": device, "sensor": b.Sensors[r.Sensor], "time_us": r.Time, "received_us": r.Received,
 		"time": timeText(r.Time), "value": number(r.Value), "value_bits": bits(r.Value),
 		"score": number(float64(r.Score)), "quality": r.Quality,
-	})
+	}
+	if m := w.originals.of(i); m != nil {
+		content["message"] = m
+	}
+	return newLetter(kindReading, device, content)
 }
 
 func (w *writer) deviceLetter(i int) letter {

@@ -130,6 +130,7 @@ type writer struct {
 	rows      int
 	careful   bool // find the rows that the database refuses: of one batch only
 	letters   []letter
+	originals *originals // of the only batch, from the first refused reading on
 }
 
 func newWriter(db *DB, cluster string, group []*request, careful bool) *writer {
