@@ -88,11 +88,41 @@ func expand(sql string, from, to time.Time) string {
 // week and a month over tables that hold rows.
 func TestDashboardQueriesRun(t *testing.T) {
 	url := server(t).Database(t)
-	db := open(t, config(url))
+	fillDashboard(t, open(t, config(url)))
+	runDashboard(t, url)
+}
+
+// TestDashboardQueriesRunOnTimescale reads a hypertable and its continuous
+// aggregates, before a refresh and after it.
+func TestDashboardQueriesRunOnTimescale(t *testing.T) {
+	url := timescale(t)
+	cfg := config(url)
+	cfg.Conns = 1
+	db := open(t, cfg)
+	fillDashboard(t, db)
+	if !db.Hypertable() {
+		t.Fatal("telemetry is no hypertable")
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+	runDashboard(t, url)
+	for _, v := range aggregateViews {
+		ask[string](t, url, "call refresh_continuous_aggregate('"+v.Name+"', null, '2026-03-01Z')")
+	}
+	runDashboard(t, url)
+}
+
+func fillDashboard(t *testing.T, db *DB) {
+	t.Helper()
 	b := fleet(5, 0, 40, 20, 30, t0)
 	b.Updates = []telemetry.DeviceUpdate{{Device: "sensor-00007", FirstSeen: t0, LastSeen: t0 + 60e6, Attributes: []telemetry.Attribute{{Key: "model", Value: "x1"}}}}
 	b.Anomalies = []telemetry.Anomaly{{ID: "5-1-0", Device: "sensor-00007", Sensor: "temperature", Opened: t0 + 5e6, Severity: 70, Cause: "spike"}}
 	write(t, db, b)
+}
+
+func runDashboard(t *testing.T, url string) {
+	t.Helper()
 	conn, err := pgx.Connect(t.Context(), url)
 	if err != nil {
 		t.Fatal(err)
