@@ -52,6 +52,7 @@ type Archiver struct {
 	cfg     Config
 	files   Files
 	bucket  Bucket
+	gone    map[telemetry.ShardID]uint64 // end of what was told to have expired unarchived
 }
 
 // New returns an Archiver; reg may be nil.
@@ -66,7 +67,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, files Files
 	if err != nil {
 		return nil, err
 	}
-	return &Archiver{log: logger, metrics: m, cfg: cfg, files: files, bucket: bucket}, nil
+	return &Archiver{log: logger, metrics: m, cfg: cfg, files: files, bucket: bucket, gone: map[telemetry.ShardID]uint64{}}, nil
 }
 
 // Run copies until ctx ends.
@@ -99,7 +100,11 @@ func (a *Archiver) Round(ctx context.Context, now time.Time) error {
 			errs = append(errs, a.shard(ctx, prefix, shard, now))
 		}
 	}
-	return errors.Join(errs...)
+	err := errors.Join(errs...)
+	if err == nil && ctx.Err() == nil {
+		a.metrics.complete.Set(float64(now.Unix()))
+	}
+	return err
 }
 
 // errDeposed ends a round: another node copies the shard from now on.
@@ -135,9 +140,21 @@ func (a *Archiver) shard(ctx context.Context, prefix string, shard telemetry.Sha
 	return nil
 }
 
+// expired tells once of a range whose rows have expired before they were copied.
+func (a *Archiver) expired(seg *parquet.Segment) {
+	if seg.To <= a.gone[seg.Shard] {
+		return
+	}
+	a.gone[seg.Shard] = seg.To
+	a.metrics.expired.Inc()
+	a.log.Error("archive: rows have expired before they were copied and are not in it", "shard", seg.Shard, "from", seg.From, "to", seg.To,
+		"received", time.UnixMicro(seg.MaxReceived).UTC())
+}
+
 func (a *Archiver) put(ctx context.Context, prefix string, seg parquet.Segment, body io.Reader) error {
 	if body == nil {
-		return nil // expired before it was copied
+		a.expired(&seg)
+		return nil
 	}
 	if !a.cfg.Leads(seg.Shard) {
 		return errDeposed

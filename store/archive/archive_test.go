@@ -17,6 +17,7 @@ import (
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/minio/minio-go/v7"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/store/parquet"
@@ -207,6 +208,48 @@ func TestRoundsContinueWhereOneFailed(t *testing.T) {
 	}
 	if got := fill(t, bucket).Missing(1, 24); got != nil {
 		t.Errorf("the archive lacks %v", got)
+	}
+}
+
+// TestRowsThatExpireUncopiedAreTold: an archive that was away for longer than the
+// retention lacks rows, which is said once, and gets all the others.
+func TestRowsThatExpireUncopiedAreTold(t *testing.T) {
+	bucket := server(t)
+	files, err := parquet.Open(quiet(), nil, parquet.Config{Dir: filepath.Join(t.TempDir(), "store"), Retention: 24 * time.Hour})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = files.Close() })
+	write(t, files, 0, 60)
+	now := time.UnixMicro(t0 + 60*3600e6)
+	for _, shard := range files.Shards() {
+		if did, err := files.Expire(t.Context(), shard, now); err != nil || !did {
+			t.Fatalf("shard %d: expired %v, %v", shard, did, err)
+		}
+	}
+	flaky := &broken{bucket, 0}
+	a, err := New(quiet(), nil, Config{Prefix: func() string { return "site/" }, Leads: func(telemetry.ShardID) bool { return true }}, files, flaky)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Round(t.Context(), now); err == nil {
+		t.Fatal("an archive that is away is no error")
+	}
+	if c, at := testutil.ToFloat64(a.metrics.expired), testutil.ToFloat64(a.metrics.complete); c != 2 || at != 0 {
+		t.Errorf("%v ranges are told to have expired, want that of each shard; complete at %v", c, at)
+	}
+	flaky.left = 1000
+	for range 2 {
+		if err := a.Round(t.Context(), now); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if c, at := testutil.ToFloat64(a.metrics.expired), testutil.ToFloat64(a.metrics.complete); c != 2 || at != float64(now.Unix()) {
+		t.Errorf("%v ranges are told, want each once; complete at %v, want %d", c, at, now.Unix())
+	}
+	keys, err := bucket.List(t.Context(), "site/")
+	if err != nil || len(keys) == 0 {
+		t.Errorf("%d objects, %v", len(keys), err)
 	}
 }
 

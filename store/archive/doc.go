@@ -19,12 +19,13 @@
 //
 // It never deletes, restores nothing and answers no query: the objects are ordinary
 // segment files (store/parquet/FORMAT.md) under SHARD/NAME. It does not hold back
-// retention: rows that expire before they were copied are not in the archive.
+// retention: rows that expire before they were copied are not in the archive, which
+// a log entry and a metric say.
 //
 // # Promises under concurrency and failure
 //
 // Only the node that leads a shard copies it, and proves that for every object; in
 // the moment in which leadership changes two nodes may both copy a range that they
 // compacted differently, and objects then overlap. A failed copy is repeated with
-// the next round; the age of what waits is a metric.
+// the next round; a metric says when the last round began that left nothing behind.
 package archive

@@ -7,7 +7,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 )
 
-type metrics struct{ objects, bytes, failures prometheus.Counter }
+type metrics struct {
+	objects, bytes, failures, expired prometheus.Counter
+	complete                          prometheus.Gauge
+}
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	counter := func(name, help string) prometheus.Counter {
@@ -17,11 +20,13 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		objects:  counter("objects_total", "Segment files copied to the archive."),
 		bytes:    counter("written_bytes_total", "Bytes of the files copied to the archive."),
 		failures: counter("failures_total", "Rounds of the archive that ended with an error; the next one continues."),
+		expired:  counter("expired_ranges_total", "Ranges of shards led here whose rows expired before they were copied, each counted once per start of the node."),
+		complete: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_archive_complete_timestamp_seconds", Help: "When the last round began that left nothing to copy of the shards led here; 0: none since the start."}),
 	}
 	if reg == nil {
 		return m, nil
 	}
-	if err := errors.Join(reg.Register(m.objects), reg.Register(m.bytes), reg.Register(m.failures)); err != nil {
+	if err := errors.Join(reg.Register(m.objects), reg.Register(m.bytes), reg.Register(m.failures), reg.Register(m.expired), reg.Register(m.complete)); err != nil {
 		return nil, fmt.Errorf("register metrics: %w", err)
 	}
 	return m, nil
