@@ -82,7 +82,7 @@ func (c *exact) tryConnect(at int) error {
 	if c.durable {
 		hello.Properties.SessionExpiryInterval = &expiry
 	}
-	if err := nc.SetDeadline(time.Now().Add(10 * time.Second)); err == nil {
+	if err = nc.SetDeadline(time.Now().Add(10 * time.Second)); err == nil {
 		_, err = hello.WriteTo(nc)
 	}
 	if err != nil {
