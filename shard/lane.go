@@ -67,6 +67,9 @@ func (f *flusher) runLane(ctx context.Context, l *lane) {
 
 // flushLane commits what is due to the database, as the leader.
 func (f *flusher) flushLane(ctx context.Context, l *lane) error {
+	if err := f.answers(ctx, l); err != nil {
+		return err
+	}
 	for ctx.Err() == nil {
 		term := f.shard.readable.Load()
 		if term == 0 {
@@ -87,6 +90,19 @@ func (f *flusher) flushLane(ctx context.Context, l *lane) error {
 			return err
 		}
 		l.since = time.Time{}
+	}
+	return nil
+}
+
+// answers asks a database that failed before a batch is gathered for it again: of
+// a long backlog that is 100,000 rows read from the log, by every shard and at
+// every attempt, for nothing while the database is away.
+func (f *flusher) answers(ctx context.Context, l *lane) error {
+	if l.retry == 0 || f.shard.readable.Load() == 0 {
+		return nil
+	}
+	if _, err := f.stores.Shared.Watermarks(ctx, f.shard.id); err != nil {
+		return fmt.Errorf("the database is still away: %w", err)
 	}
 	return nil
 }

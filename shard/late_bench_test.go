@@ -118,7 +118,7 @@ type laneRig struct {
 	t  int64
 }
 
-func newLaneRig(b *testing.B, st SharedStore) *laneRig {
+func newLaneRig(b testing.TB, st SharedStore) *laneRig {
 	r := &laneRig{rig: newRig(b), t: epoch2026}
 	sh := &Shard{id: 3, logger: quiet(), metrics: newMetrics(nil), fsm: &fsm{machine: r.machine}}
 	r.f = newFlusher(sh, FlushConfig{Interval: time.Millisecond, RowsMax: 100_000}, Stores{Shared: st}, newTurns(4), b.TempDir())
