@@ -91,7 +91,11 @@ func abort(mountpoint string) error {
 		return fmt.Errorf("mount fusectl: %w", err)
 	}
 	connection := filepath.Join(control, strconv.FormatUint(st.Dev&0xff|(st.Dev>>12)&0xfff00, 10), "abort")
-	return errors.Join(os.WriteFile(connection, []byte("1"), 0), syscall.Unmount(control, 0))
+	err = os.WriteFile(connection, []byte("1"), 0)
+	if errors.Is(err, os.ErrNotExist) {
+		err = nil // the last user let go meanwhile, so that the connection ended with the mount
+	}
+	return errors.Join(err, syscall.Unmount(control, 0))
 }
 
 // node is a file or directory.
