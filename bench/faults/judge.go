@@ -362,7 +362,7 @@ func (r *Run) logs(ctx context.Context, res *Result, h *History) {
 		if r.Disks != nil {
 			data = r.Disks[i].Root()
 		}
-		entries, err := readLog(data, shardsCount, r.replays(h, res))
+		entries, err := readLog(data, shardsCount, r.replays(n.ID, h, res))
 		if err != nil {
 			res.fail("C4", "log of %s: %v", n.ID, err)
 			continue

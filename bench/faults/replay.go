@@ -14,6 +14,7 @@ import (
 // state, detectors included, and the score of every stored reading have to be
 // those of the replicas that went through the fault (C9).
 type replay struct {
+	node     string // whose log it is
 	shard    telemetry.ShardID
 	machine  *shard.Replay
 	replicas []replica // when they were equal
@@ -32,21 +33,25 @@ type reading struct {
 }
 
 // replays makes the replays of one node's log.
-func (r *Run) replays(h *History, res *Result) func(telemetry.ShardID) *replay {
+func (r *Run) replays(node string, h *History, res *Result) func(telemetry.ShardID) *replay {
 	return func(id telemetry.ShardID) *replay {
 		return &replay{
-			shard: id, machine: shard.NewReplay(id), replicas: r.replicasSeen[uint32(id)],
+			node: node, shard: id, machine: shard.NewReplay(id), replicas: r.replicasSeen[uint32(id)],
 			scores: map[reading]float32{}, history: h, res: res,
 		}
 	}
 }
 
 // committed is as far as all replicas had applied the log when they were equal.
+// What a node that is no replica any more has behind its death may have been
+// replaced since: of its log nothing is known to be committed.
 func (p *replay) committed() uint64 {
-	if len(p.replicas) == 0 {
-		return 0
+	for _, r := range p.replicas {
+		if r.node == p.node {
+			return r.Applied
+		}
 	}
-	return p.replicas[0].Applied
+	return 0
 }
 
 // apply applies what is committed, and reports whether the entry is a block that

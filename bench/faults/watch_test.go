@@ -64,7 +64,7 @@ func TestWrongScoreIsFound(t *testing.T) {
 	seen := &Run{replicasSeen: map[uint32][]replica{0: {{"n0", shard.ReplicaStatus{Applied: 1, Digest: healthy.Digest()}}}}}
 	stored := func(change float32) map[string]map[string][]bench.Stored {
 		res := Result{}
-		p := seen.replays(&History{}, &res)(0)
+		p := seen.replays("n0", &History{}, &res)(0)
 		if _, err := p.apply(&raft.Log{Index: 1, Term: 1, Type: raft.LogCommand, Data: entry}, 1); err != nil {
 			t.Fatal(err)
 		}
@@ -74,9 +74,12 @@ func TestWrongScoreIsFound(t *testing.T) {
 		}
 		return map[string]map[string][]bench.Stored{"n0": out}
 	}
+	if n := seen.replays("n9", &History{}, &Result{})(0).committed(); n != 0 {
+		t.Errorf("%d entries of a node that is no replica are taken for committed", n)
+	}
 	for _, change := range []float32{0, 0.25} {
 		res := Result{}
-		p := seen.replays(&History{Stored: stored(change)}, &res)(0)
+		p := seen.replays("n0", &History{Stored: stored(change)}, &res)(0)
 		admitted, err := p.apply(&raft.Log{Index: 1, Term: 1, Type: raft.LogCommand, Data: entry}, 1)
 		if err != nil || !admitted {
 			t.Fatalf("admitted %v, %v", admitted, err)
