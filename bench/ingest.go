@@ -2,11 +2,8 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"strings"
 	"time"
 
@@ -63,39 +60,19 @@ func Ingest(ctx context.Context, cfg IngestConfig) (out []Measure, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	dir := cfg.Dir
-	if dir == "" {
-		if dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
-			return nil, fmt.Errorf("make a directory for the cluster: %w", err)
+	opts := devcluster.Options{Binary: cfg.Binary, Nodes: cfg.Nodes, Shards: cfg.Shards, Debug: true}
+	err = withFreshCluster(ctx, cfg.Dir, cfg.Progress, opts, func(c *devcluster.Cluster) error {
+		for i, l := range ingestLoads {
+			fmt.Fprintf(cfg.Progress, "%s ...\n", l.name)
+			m, err := measure(ctx, c, l, fmt.Sprintf("b%d", i), cfg.Duration)
+			if err != nil {
+				return fmt.Errorf("%s: %w", l.name, err)
+			}
+			out = append(out, *m)
 		}
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
-	port, err := devcluster.FreePorts(2 * cfg.Nodes)
-	if err != nil {
-		return nil, err
-	}
-	fmt.Fprintf(cfg.Progress, "starting %d nodes, %d shards, in %s\n", cfg.Nodes, cfg.Shards, dir)
-	c, err := devcluster.Start(ctx, slog.New(slog.DiscardHandler), devcluster.Options{
-		Binary: cfg.Binary, Dir: dir, Nodes: cfg.Nodes, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + cfg.Nodes,
-		Shards: cfg.Shards, Debug: true, LogLevel: "warn",
+		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
-	if err := c.WaitReady(ctx); err != nil {
-		return nil, err
-	}
-	time.Sleep(settleTime)
-	for i, l := range ingestLoads {
-		fmt.Fprintf(cfg.Progress, "%s ...\n", l.name)
-		m, err := measure(ctx, c, l, fmt.Sprintf("b%d", i), cfg.Duration)
-		if err != nil {
-			return out, fmt.Errorf("%s: %w", l.name, err)
-		}
-		out = append(out, *m)
-	}
-	return out, nil
+	return out, err
 }
 
 const (

@@ -2,11 +2,8 @@ package bench
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
-	"os"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -64,36 +61,17 @@ func RunSteady(ctx context.Context, cfg SteadyConfig) (out *Steady, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	dir := cfg.Dir
-	if dir == "" {
-		if dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
-			return nil, fmt.Errorf("make a directory for the cluster: %w", err)
-		}
-		defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	}
-	port, err := devcluster.FreePorts(2 * cfg.Nodes)
-	if err != nil {
-		return nil, err
-	}
 	var environ []string
 	if cfg.SnapshotKiB > 0 {
 		environ = append(environ, fmt.Sprintf("SLUICE_WAL_SNAPSHOT_KIB=%d", cfg.SnapshotKiB))
 	}
-	fmt.Fprintf(cfg.Progress, "starting %d nodes, %d shards, in %s\n", cfg.Nodes, cfg.Shards, dir)
-	c, err := devcluster.Start(ctx, slog.New(slog.DiscardHandler), devcluster.Options{
-		Binary: cfg.Binary, Dir: dir, Nodes: cfg.Nodes, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + cfg.Nodes,
-		Shards: cfg.Shards, Database: cfg.Database, Environ: environ, LogLevel: "warn",
+	opts := devcluster.Options{Binary: cfg.Binary, Nodes: cfg.Nodes, Shards: cfg.Shards, Database: cfg.Database, Environ: environ}
+	err = withFreshCluster(ctx, cfg.Dir, cfg.Progress, opts, func(c *devcluster.Cluster) (err error) {
+		s := steadyRun{cfg: cfg, cluster: c, began: time.Now()}
+		out, err = s.run(ctx)
+		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, c.Stop(context.WithoutCancel(ctx))) }()
-	if err := c.WaitReady(ctx); err != nil {
-		return nil, err
-	}
-	time.Sleep(settleTime)
-	s := steadyRun{cfg: cfg, cluster: c, began: time.Now()}
-	return s.run(ctx)
+	return out, err
 }
 
 type steadyRun struct {
