@@ -156,7 +156,7 @@ func (o *outageRun) run(ctx context.Context) error {
 	if err := o.phase(ctx, "away", func(p *phaseRun) error { return p.load(ctx, o.cfg.For) }); err != nil {
 		return err
 	}
-	if err := o.backlog(ctx); err != nil {
+	if err := o.patiently(ctx, o.backlog); err != nil {
 		return err
 	}
 	before, err := o.rows(ctx)
@@ -228,6 +228,20 @@ func (o *outageRun) pending(ctx context.Context) (uint64, error) {
 	return l.Totals.Pending, err
 }
 
+// patiently asks until there is an answer.
+func (o *outageRun) patiently(ctx context.Context, ask func(context.Context) error) error {
+	for end := time.Now().Add(patience); ; {
+		err := ask(ctx)
+		if err == nil || ctx.Err() != nil || time.Now().After(end) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+}
+
 // backlog is what the status shows.
 func (o *outageRun) backlog(ctx context.Context) error {
 	cl, err := o.cluster.Nodes()[0].Client()
@@ -240,7 +254,7 @@ func (o *outageRun) backlog(ctx context.Context) error {
 		return fmt.Errorf("read the status: %w", err)
 	}
 	b := &o.out.Backlog
-	b.HoursLeft = -1
+	b.Bytes, b.Messages, b.HoursLeft = 0, 0, -1
 	for i := range st.Nodes {
 		n := st.Nodes[i].Backlog
 		if n == nil {
@@ -295,12 +309,23 @@ type phaseRun struct {
 // long.
 const loadStep = 20 * time.Second
 
+// patience bounds how long a cluster on a busy machine may refuse connections and
+// questions before the run is given up.
+const patience = 5 * time.Minute
+
 func (p *phaseRun) load(ctx context.Context, d time.Duration) error {
+	answered := time.Now()
 	for end := time.Now().Add(d); time.Now().Before(end); {
 		res, err := p.run.load(ctx, min(loadStep, time.Until(end)), p.lag.sent)
-		if res == nil || ctx.Err() != nil {
+		if ctx.Err() != nil || res == nil && time.Since(answered) > patience {
 			return errors.Join(err, ctx.Err())
 		}
+		if res == nil {
+			p.run.say("no load for a moment: %v", err)
+			time.Sleep(time.Second)
+			continue
+		}
+		answered = time.Now()
 		p.latency.Merge(res.Latency)
 		if err != nil {
 			p.run.say("connections were cut, others are made (%d publishes of them are not acknowledged)", res.Published-res.Acked)

@@ -31,6 +31,14 @@ func (c copies) mean(before copies) float64 {
 }
 
 func (o *outageRun) copied(ctx context.Context) (out copies, err error) {
+	err = o.patiently(ctx, func(ctx context.Context) (err error) {
+		out, err = o.copiedNow(ctx)
+		return err
+	})
+	return out, err
+}
+
+func (o *outageRun) copiedNow(ctx context.Context) (out copies, err error) {
 	const name = "sluice_postgres_copy_rows"
 	for _, n := range o.cluster.Nodes() {
 		cl, err := n.Client()
