@@ -47,14 +47,11 @@ func RunElections(ctx context.Context, cfg ElectionsConfig) (out *Elections, err
 	if cfg.Spinners == 0 {
 		cfg.Spinners = 2 * runtime.NumCPU()
 	}
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, failoverNodes, cfg.Shards)
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	if _, err := settled(ctx, c); err != nil {
-		return nil, err
-	}
 	before, err := terms(ctx, c)
 	if err != nil {
 		return nil, err

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -116,7 +115,7 @@ func RunFailover(ctx context.Context, cfg FailoverConfig) (out *Failover, err er
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, failoverNodes, cfg.Shards)
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
 	if err != nil {
 		return nil, err
 	}
@@ -145,34 +144,6 @@ func RunFailover(ctx context.Context, cfg FailoverConfig) (out *Failover, err er
 	out.Affected, out.Led, out.Connected, out.Others = gapsOf(slices.Concat(all.led, all.connected)), gapsOf(all.led), gapsOf(all.connected), gapsOf(all.others)
 	out.Dying = gapsOf(all.dying)
 	return out, nil
-}
-
-// scratchCluster starts a fresh cluster and waits until its leaders are settled.
-// environ is added to the nodes' environment.
-func scratchCluster(ctx context.Context, binary, dir string, nodes int, shards uint32, environ ...string) (*devcluster.Cluster, func() error, error) {
-	remove := func() error { return nil }
-	if dir == "" {
-		var err error
-		if dir, err = os.MkdirTemp("", "sluice-bench-"); err != nil {
-			return nil, nil, fmt.Errorf("make a directory for the cluster: %w", err)
-		}
-		remove = func() error { return os.RemoveAll(dir) }
-	}
-	port, err := devcluster.FreePorts(2 * nodes)
-	if err != nil {
-		return nil, nil, errors.Join(err, remove())
-	}
-	c, err := devcluster.Start(ctx, slog.New(slog.DiscardHandler), devcluster.Options{
-		Binary: binary, Dir: dir, Nodes: nodes, Zones: []string{"a", "b", "c"}, MQTTPort: port, HTTPPort: port + nodes, Shards: shards, Debug: true, Environ: environ,
-	})
-	if err != nil {
-		return nil, nil, errors.Join(err, remove())
-	}
-	stop := func() error { return errors.Join(c.Stop(context.WithoutCancel(ctx)), remove()) }
-	if err := c.WaitReady(ctx); err != nil {
-		return nil, nil, errors.Join(err, stop())
-	}
-	return c, stop, nil
 }
 
 // watchers makes one client per shard; neighbours begin at different nodes.

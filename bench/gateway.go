@@ -62,7 +62,7 @@ func RunGateways(ctx context.Context, cfg GatewayConfig) (out *Gateways, err err
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, failoverNodes, cfg.Shards)
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
 	if err != nil {
 		return nil, err
 	}

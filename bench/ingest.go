@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -61,24 +62,24 @@ func Ingest(ctx context.Context, cfg IngestConfig) (out []Measure, err error) {
 		cfg.Progress = io.Discard
 	}
 	opts := devcluster.Options{Binary: cfg.Binary, Nodes: cfg.Nodes, Shards: cfg.Shards, Debug: true}
-	err = withFreshCluster(ctx, cfg.Dir, cfg.Progress, opts, func(c *devcluster.Cluster) error {
-		for i, l := range ingestLoads {
-			fmt.Fprintf(cfg.Progress, "%s ...\n", l.name)
-			m, err := measure(ctx, c, l, fmt.Sprintf("b%d", i), cfg.Duration)
-			if err != nil {
-				return fmt.Errorf("%s: %w", l.name, err)
-			}
-			out = append(out, *m)
+	fmt.Fprintf(cfg.Progress, "starting %d nodes, %d shards\n", cfg.Nodes, cfg.Shards)
+	c, stop, err := freshCluster(ctx, cfg.Dir, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	for i, l := range ingestLoads {
+		fmt.Fprintf(cfg.Progress, "%s ...\n", l.name)
+		m, err := measure(ctx, c, l, fmt.Sprintf("b%d", i), cfg.Duration)
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", l.name, err)
 		}
-		return nil
-	})
-	return out, err
+		out = append(out, *m)
+	}
+	return out, nil
 }
 
-const (
-	settleTime = 5 * time.Second // leaders settle on their preferred nodes
-	warmUp     = 2 * time.Second
-)
+const warmUp = 2 * time.Second
 
 func measure(ctx context.Context, c *devcluster.Cluster, l ingestLoad, prefix string, d time.Duration) (*Measure, error) {
 	load := Load{

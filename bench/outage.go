@@ -61,7 +61,6 @@ type OutagePhase struct {
 }
 
 const (
-	outageNodes       = 3
 	outageConnections = 48
 	outageWindow      = 128
 	drainStep         = 10 * time.Second
@@ -84,14 +83,11 @@ func RunOutage(ctx context.Context, cfg OutageConfig) (out *Outage, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, o.db.Close(context.WithoutCancel(ctx))) }()
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, outageNodes, cfg.Shards, "SLUICE_STORE_DATABASE="+nodesURL, "SLUICE_LOG_LEVEL=warn")
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards, "SLUICE_STORE_DATABASE="+nodesURL)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	if _, err := settled(ctx, c); err != nil {
-		return nil, err
-	}
 	o.cluster = c
 	if err := o.run(ctx); err != nil {
 		return nil, err

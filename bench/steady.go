@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -66,12 +67,14 @@ func RunSteady(ctx context.Context, cfg SteadyConfig) (out *Steady, err error) {
 		environ = append(environ, fmt.Sprintf("SLUICE_WAL_SNAPSHOT_KIB=%d", cfg.SnapshotKiB))
 	}
 	opts := devcluster.Options{Binary: cfg.Binary, Nodes: cfg.Nodes, Shards: cfg.Shards, Database: cfg.Database, Environ: environ}
-	err = withFreshCluster(ctx, cfg.Dir, cfg.Progress, opts, func(c *devcluster.Cluster) (err error) {
-		s := steadyRun{cfg: cfg, cluster: c, began: time.Now()}
-		out, err = s.run(ctx)
-		return err
-	})
-	return out, err
+	fmt.Fprintf(cfg.Progress, "starting %d nodes, %d shards\n", cfg.Nodes, cfg.Shards)
+	c, stop, err := freshCluster(ctx, cfg.Dir, opts)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	s := steadyRun{cfg: cfg, cluster: c, began: time.Now()}
+	return s.run(ctx)
 }
 
 type steadyRun struct {

@@ -71,14 +71,11 @@ func RunStorm(ctx context.Context, cfg StormConfig) (out *Storm, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, failoverNodes, cfg.Shards)
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	if _, err := settled(ctx, c); err != nil {
-		return nil, err
-	}
 	s := &storm{cfg: &cfg, c: c, out: &Storm{Clients: cfg.Clients, Rate: cfg.Rate}, acks: hdrhistogram.New(1, latencyMaxMicros, 3)}
 	victim := c.Nodes()[failoverNodes-1]
 	fmt.Fprintf(cfg.Progress, "%d clients connect to %s ...\n", cfg.Clients, victim.ID)
