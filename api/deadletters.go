@@ -20,6 +20,8 @@ import (
 type Database interface {
 	// DeadLetters lists the rows that the database refused, newest first.
 	DeadLetters(ctx context.Context, q DeadLetterQuery) ([]DeadLetter, error)
+	// DeadLetter is one of them; ErrNotFound when there is no such letter.
+	DeadLetter(ctx context.Context, id int64) (DeadLetter, error)
 	// ReplayDeadLetter stores such a row and removes the letter; ErrConflict when
 	// the database refuses it still, ErrNotFound when there is no such letter.
 	ReplayDeadLetter(ctx context.Context, id int64) error
@@ -50,7 +52,7 @@ type DeadLetter struct {
 	Device    string            `json:"device_id"`
 	SQLState  string            `json:"sqlstate"`
 	Reason    string            `json:"reason" doc:"in the words of the database"`
-	Content   json.RawMessage   `json:"content" doc:"all of the row"`
+	Content   json.RawMessage   `json:"content" doc:"all of the row; of a reading, with message_id and message, what it was published in: one of more than 64 readings in the first letter of a page, whole in /api/v1/deadletters/{id}"`
 }
 
 // DeadLetterList answers GET /api/v1/deadletters, newest first.
@@ -76,6 +78,20 @@ func (s *Server) databaseRoutes() {
 		OperationID: "deadletters", Method: http.MethodGet, Path: "/api/v1/deadletters", Summary: "Rows that the database refused, newest first",
 		Parameters: slices.Concat([]*huma.Param{deviceParam()}, periodParams(), pageParams(QuarantineLimitMax)), DefaultStatus: http.StatusOK,
 	}, s.listDeadLetters)
+	register(s, huma.Operation{
+		OperationID: "deadletter", Method: http.MethodGet, Path: "/api/v1/deadletters/{id}", Summary: "One row that the database refused, with the message that it was published in",
+		Parameters: []*huma.Param{pathParam("id", "of the dead letter")}, DefaultStatus: http.StatusOK,
+	}, func(ctx context.Context, p *params) (DeadLetter, error) {
+		id := pathNumber(p)
+		if err := p.err(); err != nil {
+			return DeadLetter{}, err
+		}
+		db, err := s.database()
+		if err != nil {
+			return DeadLetter{}, err
+		}
+		return db.DeadLetter(ctx, id)
+	})
 	s.act("replayDeadLetter", http.MethodPost, "/api/v1/deadletters/{id}/replay", "Store a refused row after all", "of the dead letter", Database.ReplayDeadLetter)
 	s.act("dropDeadLetter", http.MethodDelete, "/api/v1/deadletters/{id}", "Remove a refused row for good", "of the dead letter", Database.DropDeadLetter)
 	s.act("acceptLoss", http.MethodPost, "/api/v1/shards/{id}/accept-loss", "Let a shard go on whose database has lost rows that the log no longer has", "shard",
@@ -93,10 +109,7 @@ func (s *Server) act(id, method, path, summary, what string, do func(Database, c
 		OperationID: id, Method: method, Path: path, Summary: summary,
 		Parameters: []*huma.Param{pathParam("id", what)}, DefaultStatus: http.StatusNoContent,
 	}), func(ctx context.Context, p *params) (*struct{}, error) {
-		n, err := strconv.ParseInt(p.path("id"), 10, 64)
-		if err != nil || n < 0 {
-			p.problem("id %q is no number", p.path("id"))
-		}
+		n := pathNumber(p)
 		if err := p.err(); err != nil {
 			return nil, err
 		}
@@ -109,6 +122,15 @@ func (s *Server) act(id, method, path, summary, what string, do func(Database, c
 		}
 		return nil, nil
 	})
+}
+
+// pathNumber is the id in the path of a letter or a shard.
+func pathNumber(p *params) int64 {
+	n, err := strconv.ParseInt(p.path("id"), 10, 64)
+	if err != nil || n < 0 {
+		p.problem("id %q is no number", p.path("id"))
+	}
+	return n
 }
 
 func (s *Server) listDeadLetters(ctx context.Context, p *params) (DeadLetterList, error) {

@@ -190,11 +190,15 @@ func (f *flusher) write(ctx context.Context, l *lane, from, to uint64, complete 
 		}
 	}
 	m.mu.Unlock()
-	b, err := f.batch(from, to, blocks, func(k mark) bool { return k.lane == l.lane })
+	want := func(k mark) bool { return k.lane == l.lane }
+	b, err := f.batch(from, to, blocks, want)
 	if err != nil {
 		return fmt.Errorf("gather rows %d..%d: %w", from, to, err)
 	}
 	b.Lane, b.Messages = l.lane, messages
+	b.Sources = func(rows []int, give func(int, *telemetry.Source) error) error {
+		return f.sources(b, blocks, want, rows, give)
+	}
 	complete(b)
 	if l.lane == telemetry.LaneLate {
 		byDay(b.Rows)

@@ -63,6 +63,17 @@ type Batch struct {
 	Rows      []Row
 	Updates   []DeviceUpdate // last state of each device touched in the range, sorted by device
 	Anomalies []Anomaly      // opened, changed or closed in the range, sorted by id, last state of each
+
+	// Sources tells which messages these rows came in, in the order of the log: it
+	// reads the range again, so it is for a store that has refused a few. What it
+	// gives lives until give returns. nil: nobody knows any more.
+	Sources func(rows []int, give func(row int, s *Source) error) error
+}
+
+// Source is the message that a row came in.
+type Source struct {
+	ID      string  // "<shard>-<log index>-<position in that entry>", the same on every replica
+	Message Message // as it was received; its Dup is the identity that its publisher gave
 }
 
 // DeviceUpdate is a device's descriptive state at the end of a batch.

@@ -62,3 +62,42 @@ func parseFloat(text []byte) (Value, bool) {
 	}
 	return FloatValue(f), true
 }
+
+// AppendDecimal appends mantissa / 10^scale with exactly scale decimals.
+func AppendDecimal(dst []byte, mantissa int64, scale uint8) []byte {
+	if scale == 0 {
+		return strconv.AppendInt(dst, mantissa, 10)
+	}
+	magnitude := uint64(mantissa)
+	if mantissa < 0 {
+		dst = append(dst, '-')
+		magnitude = -magnitude
+	}
+	var digits [24]byte
+	d := strconv.AppendUint(digits[:0], magnitude, 10)
+	for len(d) <= int(scale) {
+		d = append(d, 0)
+		copy(d[1:], d)
+		d[0] = '0'
+	}
+	whole := len(d) - int(scale)
+	dst = append(dst, d[:whole]...)
+	dst = append(dst, '.')
+	return append(dst, d[whole:]...)
+}
+
+// AppendJSON appends the value as its device wrote it: a decimal with all of its
+// digits, null for what JSON has no number for.
+func (v Value) AppendJSON(dst []byte) []byte {
+	switch v.Kind {
+	case KindBool:
+		return strconv.AppendBool(dst, v.Mantissa != 0)
+	case KindInt64, KindDecimal:
+		return AppendDecimal(dst, v.Mantissa, v.Scale)
+	case KindFloat64:
+		if f := v.Float64(); !math.IsNaN(f) && !math.IsInf(f, 0) {
+			return strconv.AppendFloat(dst, f, 'g', -1, 64)
+		}
+	}
+	return append(dst, "null"...)
+}

@@ -77,3 +77,17 @@ func TestNumbersOfEveryKind(t *testing.T) {
 		}
 	}
 }
+
+func TestValuesAreWrittenAsTheirDevicesWroteThem(t *testing.T) {
+	for _, text := range []string{"0", "-0.5", "21.50", "-17", "1e+22", "1.5e-09", "0.001"} {
+		v, ok := parseNumber([]byte(text))
+		if got := string(v.AppendJSON(nil)); !ok || got != text {
+			t.Errorf("%s comes out as %s", text, got)
+		}
+	}
+	for want, v := range map[string]Value{"true": {Kind: KindBool, Mantissa: 1}, "false": {Kind: KindBool}, "null": FloatValue(math.NaN())} {
+		if got := string(v.AppendJSON(nil)); got != want {
+			t.Errorf("%+v comes out as %s, want %s", v, got, want)
+		}
+	}
+}

@@ -110,6 +110,11 @@ func (c *Client) Drop(ctx context.Context, id string) error {
 	return err
 }
 
+// DeadLetter is one row that the database refused, with its whole message.
+func (c *Client) DeadLetter(ctx context.Context, id int64) (api.DeadLetter, error) {
+	return get[api.DeadLetter](ctx, c, fmt.Sprintf("/api/v1/deadletters/%d", id), nil)
+}
+
 // ReplayDeadLetter stores a row after all that the database refused.
 func (c *Client) ReplayDeadLetter(ctx context.Context, id int64) error {
 	return c.act(ctx, http.MethodPost, fmt.Sprintf("/api/v1/deadletters/%d/replay", id))

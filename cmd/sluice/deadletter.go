@@ -13,6 +13,7 @@ import (
 
 type deadletterCmd struct {
 	List   deadletterListCmd   `cmd:"" help:"List rows that the database refused, newest first."`
+	Show   deadletterShowCmd   `cmd:"" help:"Print one of them as JSON, with the message that it was published in."`
 	Replay deadletterReplayCmd `cmd:"" help:"Store refused rows after all, once the database takes them."`
 	Drop   deadletterDropCmd   `cmd:"" help:"Remove refused rows for good."`
 }
@@ -49,6 +50,22 @@ func (c *deadletterListCmd) Run(ctx context.Context) error {
 			return nil
 		}
 		return t.flush()
+	})
+}
+
+type deadletterShowCmd struct {
+	apiFlag
+	ID int64 `arg:"" help:"Id of the row, see list."`
+}
+
+// Run implements kong.
+func (c *deadletterShowCmd) Run(ctx context.Context) error {
+	return c.with(func(cl *client.Client) error {
+		l, err := cl.DeadLetter(ctx, c.ID)
+		if err != nil {
+			return err
+		}
+		return printLine(os.Stdout, l)
 	})
 }
 

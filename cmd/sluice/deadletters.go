@@ -26,13 +26,23 @@ func (n *node) asDatabase() api.Database {
 func (d databaseBackend) DeadLetters(ctx context.Context, q api.DeadLetterQuery) ([]api.DeadLetter, error) {
 	found, err := d.node.stores.database.DeadLetters(ctx, postgres.LetterQuery{Device: q.Device, From: q.From, To: q.To, Before: q.Before, Limit: q.Limit})
 	out := make([]api.DeadLetter, len(found))
-	for i, l := range found {
-		out[i] = api.DeadLetter{
-			ID: l.ID, Created: api.Time(l.Created.UnixMicro()), Shard: l.Shard, FromIndex: l.From, ToIndex: l.To,
-			Kind: l.Kind, Device: l.Device, SQLState: l.SQLState, Reason: l.Reason, Content: l.Content,
-		}
+	for i := range found {
+		out[i] = apiLetter(&found[i])
 	}
 	return out, err
+}
+
+func apiLetter(l *postgres.DeadLetter) api.DeadLetter {
+	return api.DeadLetter{
+		ID: l.ID, Created: api.Time(l.Created.UnixMicro()), Shard: l.Shard, FromIndex: l.From, ToIndex: l.To,
+		Kind: l.Kind, Device: l.Device, SQLState: l.SQLState, Reason: l.Reason, Content: l.Content,
+	}
+}
+
+// DeadLetter implements api.Database.
+func (d databaseBackend) DeadLetter(ctx context.Context, id int64) (api.DeadLetter, error) {
+	l, err := d.node.stores.database.DeadLetter(ctx, id)
+	return apiLetter(&l), letterError(err)
 }
 
 // ReplayDeadLetter implements api.Database.

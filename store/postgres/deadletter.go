@@ -29,6 +29,8 @@ type DeadLetter struct {
 	SQLState string
 	Reason   string
 	Content  json.RawMessage // see FORMAT.md
+
+	message string // id of the message that it came in, "" for none
 }
 
 // LetterQuery selects dead letters of this cluster, newest first.
@@ -39,31 +41,55 @@ type LetterQuery struct {
 	Limit    int    // > 0
 }
 
-// DeadLetters lists what was refused.
-func (db *DB) DeadLetters(ctx context.Context, q LetterQuery) (letters []DeadLetter, err error) {
+const selectLetters = `select id, created, shard, from_index, to_index, kind, device_id, sqlstate, reason, content, message_id
+	from dead_letters where cluster = $1 and namespace = $2 and `
+
+// DeadLetters lists what was refused. A message of more than inlineReadingsMax
+// readings is in the first of its letters here.
+func (db *DB) DeadLetters(ctx context.Context, q LetterQuery) ([]DeadLetter, error) {
+	before := q.Before
+	if before <= 0 {
+		before = math.MaxInt64
+	}
+	letters, err := db.letters(ctx, selectLetters+"id < $3 and ($4 = '' or device_id = $4) and created >= $5 and created < $6 order by id desc limit $7",
+		before, q.Device, clamp(q.From), clamp(q.To), q.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("list dead letters: %w", explain(err))
+	}
+	return letters, nil
+}
+
+// DeadLetter is one of them, with the whole message that it came in.
+func (db *DB) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
+	letters, err := db.letters(ctx, selectLetters+"id = $3", id)
+	if err == nil && len(letters) == 0 {
+		err = ErrNoLetter
+	}
+	if err != nil {
+		return DeadLetter{}, fmt.Errorf("read dead letter %d: %w", id, explain(err))
+	}
+	return letters[0], nil
+}
+
+// letters runs a query, whose arguments follow cluster and namespace.
+func (db *DB) letters(ctx context.Context, sql string, args ...any) (letters []DeadLetter, err error) {
 	err = db.withConn(ctx, func(ctx context.Context, c *conn, cluster string) error {
-		before := q.Before
-		if before <= 0 {
-			before = math.MaxInt64
-		}
-		rows, err := c.Query(ctx, `select id, created, shard, from_index, to_index, kind, device_id, sqlstate, reason, content
-			from dead_letters where cluster = $1 and namespace = $2 and id < $3 and ($4 = '' or device_id = $4) and created >= $5 and created < $6
-			order by id desc limit $7`, cluster, int64(db.cfg.Namespace), before, q.Device, clamp(q.From), clamp(q.To), q.Limit)
+		rows, err := c.Query(ctx, sql, append([]any{cluster, int64(db.cfg.Namespace)}, args...)...)
 		if err != nil {
 			return err
 		}
 		letters, err = pgx.CollectRows(rows, func(r pgx.CollectableRow) (l DeadLetter, err error) {
 			var shard, from, to int64
-			err = r.Scan(&l.ID, &l.Created, &shard, &from, &to, &l.Kind, &l.Device, &l.SQLState, &l.Reason, &l.Content)
+			err = r.Scan(&l.ID, &l.Created, &shard, &from, &to, &l.Kind, &l.Device, &l.SQLState, &l.Reason, &l.Content, &l.message)
 			l.Shard, l.From, l.To = telemetry.ShardID(shard), uint64(from), uint64(to)
 			return l, err
 		})
-		return err
+		if err != nil {
+			return err
+		}
+		return db.attach(ctx, c, cluster, letters)
 	})
-	if err != nil {
-		return nil, fmt.Errorf("list dead letters: %w", explain(err))
-	}
-	return letters, nil
+	return letters, err
 }
 
 // RefusedError says that the database refuses a row still.
@@ -106,7 +132,7 @@ func (db *DB) ReplayDeadLetter(ctx context.Context, id int64) error {
 			if err != nil {
 				return err
 			}
-			_, err = tx.Exec(ctx, "delete from dead_letters where id = $1", id)
+			_, err = removeLetter(ctx, tx, cluster, int64(db.cfg.Namespace), id)
 			return err
 		})
 	})
@@ -181,11 +207,13 @@ func replay(kind, cluster string, b []byte) (sql string, args []any, err error) 
 // DropDeadLetter removes a letter and the row with it.
 func (db *DB) DropDeadLetter(ctx context.Context, id int64) error {
 	err := db.withConn(ctx, func(ctx context.Context, c *conn, cluster string) error {
-		tag, err := c.Exec(ctx, "delete from dead_letters where cluster = $1 and namespace = $2 and id = $3", cluster, int64(db.cfg.Namespace), id)
-		if err == nil && tag.RowsAffected() == 0 {
-			return ErrNoLetter
-		}
-		return err
+		return pgx.BeginFunc(ctx, c.Conn, func(tx pgx.Tx) error {
+			there, err := removeLetter(ctx, tx, cluster, int64(db.cfg.Namespace), id)
+			if err == nil && !there {
+				err = ErrNoLetter
+			}
+			return err
+		})
 	})
 	if err != nil {
 		return fmt.Errorf("drop dead letter %d: %w", id, explain(err))

@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math"
-	"reflect"
-	"strconv"
+	"slices"
+	"sync"
 	"testing"
 
+	"github.com/sluice-iot/sluice/store/postgres/pgtest"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -98,81 +100,186 @@ func TestRecordOfLostRowsHasNothingToReplay(t *testing.T) {
 	}
 }
 
-// message is what a letter holds of the message that its reading came in.
-func message(t *testing.T, l DeadLetter) map[string]any {
-	t.Helper()
-	var c struct {
-		Message map[string]any `json:"message"`
+// published is a batch with one message of pump, whose readings are named 000, 001
+// and so on and all have that value, and one of valve without a time.
+func published(readings int) *telemetry.Batch {
+	b := &telemetry.Batch{Shard: 1, From: 1, To: 2, Term: 3, Messages: 2, Devices: []string{"pump", "valve"}}
+	pump := &telemetry.Source{ID: "1-2-0", Message: telemetry.Message{
+		Device: "pump", Time: t0, Received: t0 + 5, Nulls: 3, Attributes: []telemetry.Attribute{{Key: "site", Value: "n\x001"}},
+	}}
+	for i := range readings {
+		name := fmt.Sprintf("%03d", i)
+		b.Sensors = append(b.Sensors, name)
+		b.Rows = append(b.Rows, telemetry.Row{Sensor: uint32(i), Time: t0, Received: t0 + 5, Value: float64(i)})
+		pump.Message.Readings = append(pump.Message.Readings, telemetry.Reading{Sensor: name, Value: telemetry.Value{Kind: telemetry.KindDecimal, Mantissa: int64(i) * 100, Scale: 2}})
 	}
-	if err := json.Unmarshal(l.Content, &c); err != nil {
-		t.Fatal(err)
+	b.Rows = append(b.Rows, telemetry.Row{Device: 1, Time: t0 + 5, Received: t0 + 5, Value: 1000, Quality: telemetry.QualityReceiptTime})
+	valve := &telemetry.Source{ID: "1-2-1", Message: telemetry.Message{
+		Device: "valve", Time: t0 + 5, Received: t0 + 5, NoTime: true, Dup: telemetry.DupKey{1, 2},
+		Readings: []telemetry.Reading{{Sensor: "000", Value: telemetry.FloatValue(1000)}, {Sensor: "on", Value: telemetry.Value{Kind: telemetry.KindBool, Mantissa: 1}}},
+	}}
+	b.Sources = func(rows []int, give func(int, *telemetry.Source) error) error {
+		slices.Sort(rows)
+		for _, i := range rows {
+			s := pump
+			if i == readings {
+				s = valve
+			}
+			if err := give(i, s); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
-	return c.Message
+	return b
 }
 
-// TestALetterHoldsTheWholeMessage: readings that were stored, a truth value,
-// attributes and the time are there, and nothing of other messages.
-func TestALetterHoldsTheWholeMessage(t *testing.T) {
+// refuse writes a batch of which a constraint refuses values from least on, and
+// returns the letters, oldest first.
+func refuse(t *testing.T, s *pgtest.Server, db *DB, url string, b *telemetry.Batch, least int) []DeadLetter {
+	t.Helper()
+	write(t, db, fleet(1, 0, 1, 1, 1, t0))
+	s.Exec(t, url, fmt.Sprintf("alter table telemetry add constraint plausible check (device_id like 'sensor-%%' or value < %d)", least))
+	write(t, db, b)
+	letters, err := db.DeadLetters(t.Context(), LetterQuery{From: math.MinInt64, To: math.MaxInt64, Limit: 10_000})
+	if err != nil {
+		t.Fatal(err)
+	}
+	slices.Reverse(letters)
+	return letters
+}
+
+type shownMessage struct {
+	ID      string `json:"message_id"`
+	Key     string `json:"message_key"`
+	Nulls   int    `json:"message_nulls"`
+	Message struct {
+		Device    string                     `json:"device_id"`
+		Timestamp string                     `json:"timestamp"`
+		Metadata  map[string]string          `json:"metadata"`
+		Sensors   map[string]json.RawMessage `json:"sensors"`
+	} `json:"message"`
+}
+
+func shown(t *testing.T, l DeadLetter) (m shownMessage) {
+	t.Helper()
+	if err := json.Unmarshal(l.Content, &m); err != nil {
+		t.Fatalf("%s: %v", l.Content, err)
+	}
+	return m
+}
+
+// TestALetterHoldsTheMessage as it was published: its id, readings that were
+// stored, digits, a truth value, attributes, and nothing of other messages.
+func TestALetterHoldsTheMessage(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	db := open(t, config(url))
+	letters := refuse(t, s, db, url, published(3), 2)
+	if len(letters) != 2 {
+		t.Fatalf("%+v", letters)
+	}
+	pump, valve := shown(t, letters[0]), shown(t, letters[1])
+	if pump.ID != "1-2-0" || pump.Key != "" || pump.Nulls != 3 || pump.Message.Device != "pump" || pump.Message.Timestamp != timeText(t0) ||
+		pump.Message.Metadata["site"] != "n\ufffd1" || len(pump.Message.Sensors) != 3 || string(pump.Message.Sensors["001"]) != "1.00" {
+		t.Errorf("pump: %+v", pump)
+	}
+	if valve.ID != "1-2-1" || valve.Key != "01020000000000000000000000000000" || valve.Message.Timestamp != "" || valve.Message.Metadata != nil ||
+		string(valve.Message.Sensors["on"]) != "true" || string(valve.Message.Sensors["000"]) != "1000" {
+		t.Errorf("valve: %+v", valve)
+	}
+	s.Exec(t, url, "alter table telemetry drop constraint plausible")
+	for _, l := range letters {
+		if err := db.ReplayDeadLetter(t.Context(), l.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := one[int64](t, url, "select count(*) from telemetry where device_id in ('pump', 'valve')"); n != 4 {
+		t.Errorf("%d rows after the replay, want 4, each once", n)
+	}
+	if n := one[int64](t, url, "select count(*) from dead_messages"); n != 0 {
+		t.Errorf("%d messages without a letter", n)
+	}
+}
+
+// TestEveryLetterOfALongMessageFindsIt: it is stored once, listed once a page, and
+// there for as long as one of its letters is.
+func TestEveryLetterOfALongMessageFindsIt(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	db := open(t, config(url))
+	const readings = 1000
+	letters := refuse(t, s, db, url, published(readings), 100)
+	if len(letters) != readings-100+1 {
+		t.Fatalf("%d letters", len(letters))
+	}
+	held := 0
+	for _, l := range letters[:readings-100] {
+		m := shown(t, l)
+		if m.ID != "1-2-0" {
+			t.Fatalf("%s", l.Content)
+		}
+		if len(m.Message.Sensors) == readings {
+			held++
+		}
+	}
+	if held != 1 {
+		t.Errorf("%d letters of the list repeat the message", held)
+	}
+	for _, i := range []int{0, 500, readings - 101} {
+		if l, err := db.DeadLetter(t.Context(), letters[i].ID); err != nil || len(shown(t, l).Message.Sensors) != readings {
+			t.Errorf("letter %d: %s, %v", i, l.Content, err)
+		}
+	}
+	var wg sync.WaitGroup
+	for _, l := range letters[:readings-101] {
+		if l.ID%8 > 0 { // few are taken by several at once
+			if err := db.DropDeadLetter(t.Context(), l.ID); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		wg.Go(func() {
+			if err := db.DropDeadLetter(context.WithoutCancel(t.Context()), l.ID); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if l, err := db.DeadLetter(t.Context(), letters[readings-101].ID); err != nil || len(shown(t, l).Message.Sensors) != readings {
+		t.Errorf("the last letter: %s, %v", l.Content, err)
+	}
+	if err := errors.Join(db.DropDeadLetter(t.Context(), letters[readings-101].ID), db.DropDeadLetter(t.Context(), letters[readings-100].ID)); err != nil {
+		t.Fatal(err)
+	}
+	if n := one[int64](t, url, "select (select count(*) from dead_messages) + (select count(*) from dead_letters)"); n != 0 {
+		t.Errorf("%d are left", n)
+	}
+	if _, err := db.DeadLetter(t.Context(), letters[0].ID); !errors.Is(err, ErrNoLetter) {
+		t.Errorf("a letter that is gone: %v", err)
+	}
+}
+
+// TestABatchThatFindsNoMessagesIsTriedAgain: its rows are stored when they can be
+// told whole, never half.
+func TestABatchThatFindsNoMessagesIsTriedAgain(t *testing.T) {
 	s := server(t)
 	url := s.Database(t)
 	db := open(t, config(url))
 	write(t, db, fleet(1, 0, 1, 1, 1, t0))
-	s.Exec(t, url, "alter table telemetry add constraint plausible check (value < 1000)")
-	b := &telemetry.Batch{
-		Shard: 1, From: 1, To: 2, Term: 3, Messages: 4, Devices: []string{"pump", "valve"}, Sensors: []string{"a", "b", "on"},
-		Updates: []telemetry.DeviceUpdate{{Device: "pump", FirstSeen: t0, LastSeen: t0 + 7, Attributes: []telemetry.Attribute{{Key: "site", Value: "n1"}}}},
-		Rows: []telemetry.Row{
-			{Device: 0, Sensor: 0, Time: t0, Received: t0 + 5, Value: 5000},
-			{Device: 0, Sensor: 0, Time: t0 + 1, Received: t0 + 5, Value: 1},
-			{Device: 1, Sensor: 0, Time: t0, Received: t0 + 5, Value: 6000, Quality: telemetry.QualityReceiptTime},
-			{Device: 0, Sensor: 1, Time: t0, Received: t0 + 5, Value: 0.25},
-			{Device: 0, Sensor: 1, Time: t0, Received: t0 + 6, Value: 2},
-		},
+	s.Exec(t, url, "alter table telemetry add constraint plausible check (device_id like 'sensor-%' or value < 2)")
+	b := published(3)
+	find, away := b.Sources, errors.New("the log is closed")
+	b.Sources = func([]int, func(int, *telemetry.Source) error) error { return away }
+	if err := db.Write(t.Context(), b); !errors.Is(err, away) {
+		t.Fatal(err)
 	}
-	b.Rows = append(b.Rows, telemetry.Row{Device: 0, Sensor: 2, Time: t0, Received: t0 + 5, Value: 1, Quality: telemetry.QualityBool})
+	if n := one[int64](t, url, "select (select count(*) from telemetry where device_id = 'pump') + (select count(*) from dead_letters)"); n != 0 {
+		t.Fatalf("%d rows of a batch that failed", n)
+	}
+	b.Sources = find
 	write(t, db, b)
-	letters, err := db.DeadLetters(context.Background(), LetterQuery{From: math.MinInt64, To: math.MaxInt64, Limit: 10})
-	if err != nil || len(letters) != 2 {
-		t.Fatalf("%+v, %v", letters, err)
-	}
-	valve, pump := message(t, letters[0]), message(t, letters[1])
-	if want := (map[string]any{"device_id": "valve", "sensors": map[string]any{"a": 6000.}}); !reflect.DeepEqual(valve, want) {
-		t.Errorf("valve: %v, want %v", valve, want)
-	}
-	want := map[string]any{
-		"device_id": "pump", "timestamp": timeText(t0), "metadata": map[string]any{"site": "n1"},
-		"sensors": map[string]any{"a": 5000., "b": 0.25, "on": true},
-	}
-	if !reflect.DeepEqual(pump, want) {
-		t.Errorf("pump: %v, want %v", pump, want)
-	}
-	s.Exec(t, url, "alter table telemetry drop constraint plausible")
-	for _, l := range letters {
-		if err := db.ReplayDeadLetter(context.Background(), l.ID); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if n := one[int64](t, url, "select count(*) from telemetry where device_id in ('pump', 'valve')"); n != int64(len(b.Rows)) {
-		t.Errorf("%d rows after the replay, want %d, each once", n, len(b.Rows))
-	}
-}
-
-func TestALongMessageIsHeldByOneLetter(t *testing.T) {
-	b := &telemetry.Batch{Devices: []string{"d"}}
-	for i := range uint32(originalReadingsMax + 1) {
-		b.Sensors = append(b.Sensors, "s"+strconv.Itoa(int(i)))
-		b.Rows = append(b.Rows, telemetry.Row{Sensor: i, Time: t0, Received: t0, Value: float64(i)})
-	}
-	o := newOriginals(b)
-	if m, ok := o.of(40).(map[string]any); !ok || len(m["sensors"].(map[string]any)) != len(b.Rows) {
-		t.Errorf("the first letter holds %v", m)
-	}
-	if m := o.of(41); m != nil {
-		t.Errorf("the second letter holds %v", m)
-	}
-	b.Rows = b.Rows[1:]
-	o = newOriginals(b)
-	if o.of(1) == nil || o.of(2) == nil {
-		t.Error("a letter of a message of 64 readings is without it")
+	if n := one[int64](t, url, "select count(*) from dead_letters"); n != 2 {
+		t.Errorf("%d letters", n)
 	}
 }

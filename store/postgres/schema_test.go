@@ -107,7 +107,7 @@ func TestLeastPrivilege(t *testing.T) {
 	}
 	s.Exec(t, as("sluice_owner"), "grant select on sluice_schema_version to sluice_writer",
 		"grant select, insert on telemetry to sluice_writer",
-		"grant select, insert, update, delete on dead_letters to sluice_writer",
+		"grant select, insert, update, delete on dead_letters, dead_messages to sluice_writer",
 		"grant select, insert, update on flush_watermarks, devices, device_changes, anomalies to sluice_writer",
 		"grant execute on function telemetry_partition, telemetry_expire to sluice_writer",
 		"grant select on telemetry, telemetry_1m, telemetry_1h, devices, device_changes, anomalies to sluice_reader",

@@ -37,6 +37,8 @@ type letter struct {
 	batch                       *telemetry.Batch
 	kind, device, state, reason string
 	content                     []byte // JSON
+	row                         int    // of the batch, of a reading
+	message                     string // id of the message that it came in, "" for none
 }
 
 type span struct{ lo, hi int }
@@ -147,18 +149,13 @@ func (w *writer) readingLetter(i int) letter {
 	b := w.requests[0].batch
 	r := &b.Rows[i]
 	device := b.Devices[r.Device]
-	if w.originals == nil || w.originals.batch != b {
-		w.originals = newOriginals(b)
-	}
-	content := map[string]any{
+	l := newLetter(kindReading, device, map[string]any{
 		"device_id": device, "sensor": b.Sensors[r.Sensor], "time_us": r.Time, "received_us": r.Received,
 		"time": timeText(r.Time), "value": number(r.Value), "value_bits": bits(r.Value),
 		"score": number(float64(r.Score)), "quality": r.Quality,
-	}
-	if m := w.originals.of(i); m != nil {
-		content["message"] = m
-	}
-	return newLetter(kindReading, device, content)
+	})
+	l.row = i
+	return l
 }
 
 func (w *writer) deviceLetter(i int) letter {
@@ -217,21 +214,24 @@ func lostLetter(b *telemetry.Batch) letter {
 
 // keepLetters stores what was refused in the same transaction.
 func (w *writer) keepLetters(ctx context.Context) error {
+	if err := w.keepMessages(ctx); err != nil {
+		return err
+	}
 	for lo := 0; lo < len(w.letters); lo += upsertMax {
 		part := w.letters[lo:min(lo+upsertMax, len(w.letters))]
-		var kinds, devices, states, reasons, contents []string
+		var kinds, devices, states, reasons, contents, messages []string
 		var shards, from, to []int64
 		for i := range part {
 			l := &part[i]
 			shards, from, to = append(shards, int64(l.batch.Shard)), append(from, int64(l.batch.From)), append(to, int64(l.batch.To))
 			kinds, devices, states = append(kinds, l.kind), append(devices, l.device), append(states, l.state)
-			reasons, contents = append(reasons, l.reason), append(contents, string(l.content))
+			reasons, contents, messages = append(reasons, l.reason), append(contents, string(l.content)), append(messages, l.message)
 		}
-		if _, err := w.exec(ctx, `insert into dead_letters (cluster, namespace, shard, from_index, to_index, kind, device_id, sqlstate, reason, content)
-			select $1, $2, shard, from_index, to_index, kind, device_id, sqlstate, reason, content::jsonb
-			from unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[])
-			as l(shard, from_index, to_index, kind, device_id, sqlstate, reason, content)`,
-			w.cluster, int64(w.db.cfg.Namespace), shards, from, to, kinds, devices, states, reasons, contents); err != nil {
+		if _, err := w.exec(ctx, `insert into dead_letters (cluster, namespace, shard, from_index, to_index, kind, device_id, sqlstate, reason, content, message_id)
+			select $1, $2, shard, from_index, to_index, kind, device_id, sqlstate, reason, content::jsonb, message_id
+			from unnest($3::bigint[], $4::bigint[], $5::bigint[], $6::text[], $7::text[], $8::text[], $9::text[], $10::text[], $11::text[])
+			as l(shard, from_index, to_index, kind, device_id, sqlstate, reason, content, message_id)`,
+			w.cluster, int64(w.db.cfg.Namespace), shards, from, to, kinds, devices, states, reasons, contents, messages); err != nil {
 			return fmt.Errorf("store dead letters: %w", err)
 		}
 	}

@@ -130,7 +130,7 @@ type writer struct {
 	rows      int
 	careful   bool // find the rows that the database refuses: of one batch only
 	letters   []letter
-	originals *originals // of the only batch, from the first refused reading on
+	messages  []refusedMessage // that letters refer to
 }
 
 func newWriter(db *DB, cluster string, group []*request, careful bool) *writer {
@@ -229,6 +229,9 @@ func (w *writer) fill(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("store %ss: %w", part.kind, err)
 		}
+	}
+	if err := w.findMessages(); err != nil {
+		return err
 	}
 	for _, r := range w.requests {
 		if r.batch.Lost {

@@ -1,8 +1,6 @@
 package block
 
-import "strconv"
-
-// parseDecimal reads text that is exactly how formatDecimal writes some mantissa
+// parseDecimal reads text that is exactly how telemetry.AppendDecimal writes some mantissa
 // and scale: no leading zeros or plus, no exponent, no minus zero, at most 15
 // digits.
 func parseDecimal(text string) (mantissa int64, scale uint8, ok bool) {
@@ -39,27 +37,4 @@ func parseDecimal(text string) (mantissa int64, scale uint8, ok bool) {
 		mantissa = -mantissa
 	}
 	return mantissa, scale, true
-}
-
-// formatDecimal appends mantissa / 10^scale with exactly scale decimals.
-func formatDecimal(dst []byte, mantissa int64, scale uint8) []byte {
-	if scale == 0 {
-		return strconv.AppendInt(dst, mantissa, 10)
-	}
-	magnitude := uint64(mantissa)
-	if mantissa < 0 {
-		dst = append(dst, '-')
-		magnitude = -magnitude
-	}
-	var digits [24]byte
-	d := strconv.AppendUint(digits[:0], magnitude, 10)
-	for len(d) <= int(scale) {
-		d = append(d, 0)
-		copy(d[1:], d)
-		d[0] = '0'
-	}
-	whole := len(d) - int(scale)
-	dst = append(dst, d[:whole]...)
-	dst = append(dst, '.')
-	return append(dst, d[whole:]...)
 }

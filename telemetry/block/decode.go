@@ -6,6 +6,8 @@ import (
 	"hash/crc32"
 	"slices"
 	"unsafe"
+
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // Decode replaces the content of b by that of data, which it does not keep. On
@@ -316,7 +318,7 @@ func (b *Block) attributeValue(s *seriesDecoder, col *valueColumn) uint32 {
 	}
 	if v != col.last || col.lastID == 0 {
 		from := len(b.format)
-		b.format = formatDecimal(b.format, v.Mantissa, v.Scale)
+		b.format = telemetry.AppendDecimal(b.format, v.Mantissa, v.Scale)
 		b.Values = append(b.Values, stringOf(b.format[from:]))
 		col.last, col.lastID = v, uint32(len(b.Values))
 	}
