@@ -61,7 +61,7 @@ bin/sluice-mutations: FORCE
 FORCE:
 
 sim: ## whole nodes, and shards alone, in simulated time under faults: about two minutes (SIM_SEEDS=8 of each, SIM_SEED=7 for one)
-	SIM_SEEDS=$${SIM_SEEDS:-8} $(GO) test -count 1 -timeout 60m -v -run 'SurviveWhatever|LoseNothingWhatever|DisksThatLie' ./cmd/sluice ./shard/sim
+	SIM_SEEDS=$${SIM_SEEDS:-8} $(GO) test -count 1 -timeout 60m -v -run 'SurviveWhatever|LoseNothingWhatever|DisksThatLie' ./node ./shard/sim
 
 mutations: bin/sluice-mutations ## show that every deliberate mistake is noticed by a check
 	$(GO) run ./bench/faults/cmd/faults mutations --binary bin/sluice-mutations --dir $${TMPDIR:-/tmp}/sluice-mutations

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/sluice-iot/sluice/node"
 )
 
 // asSluice makes the test binary behave as sluice: exit codes and streams are
@@ -222,7 +224,7 @@ func TestConfigPrintHidesSecretsAndIsAConfiguration(t *testing.T) {
 		}
 	}
 	// What is printed holds every key and is read again.
-	printed := temp(t, "printed.yaml", strings.ReplaceAll(stdout, hidden, "0123456789abcdef"))
+	printed := temp(t, "printed.yaml", strings.ReplaceAll(stdout, node.Hidden, "0123456789abcdef"))
 	if _, stderr, code := sluice(t, "", "config", "validate", printed); code != 0 {
 		t.Errorf("what is printed is not valid: %s\n%s", stderr, stdout)
 	}

@@ -4,10 +4,11 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 
 	"github.com/goccy/go-yaml"
+
+	"github.com/sluice-iot/sluice/node"
 )
 
 type configCmd struct {
@@ -40,7 +41,7 @@ func (c *configValidateCmd) Run() error {
 	if path == "" {
 		return errors.New("no configuration file is named: sluice config validate FILE")
 	}
-	if _, err := loadConfig(path, os.Environ(), c.Set); err != nil {
+	if _, err := node.LoadConfig(path, os.Environ(), c.Set); err != nil {
 		return err
 	}
 	fmt.Println(path, "is valid")
@@ -58,46 +59,17 @@ func (c *configPrintCmd) Run() error {
 	if err != nil {
 		return err
 	}
-	cfg := defaultConfig()
-	if path == "" {
-		cfg.defaults()
-	} else if cfg, err = loadConfig(path, os.Environ(), c.Set); err != nil {
-		return err
+	cfg := node.Defaults()
+	if path != "" {
+		if cfg, err = node.LoadConfig(path, os.Environ(), c.Set); err != nil {
+			return err
+		}
 	}
-	hideSecrets(&cfg)
+	cfg.HideSecrets()
 	b, err := yaml.Marshal(cfg)
 	if err != nil {
 		return fmt.Errorf("write configuration: %w", err)
 	}
 	_, err = os.Stdout.Write(b)
 	return err
-}
-
-// hidden stands for a secret that is set.
-const hidden = "(hidden)"
-
-func hideSecrets(cfg *Config) {
-	if cfg.Cluster.Secret != "" {
-		cfg.Cluster.Secret = hidden
-	}
-	if cfg.Archive.SecretKey != "" {
-		cfg.Archive.SecretKey = hidden
-	}
-	if cfg.WAL.Encryption.Key != "" {
-		cfg.WAL.Encryption.Key = hidden
-	}
-	if cfg.Store.Database == "" {
-		return
-	}
-	u, err := url.Parse(cfg.Store.Database)
-	if err != nil {
-		cfg.Store.Database = hidden // it may hold a password somewhere
-		return
-	}
-	q := u.Query()
-	if q.Has("password") {
-		q.Set("password", "xxxxx")
-		u.RawQuery = q.Encode()
-	}
-	cfg.Store.Database = u.Redacted()
 }

@@ -7,7 +7,7 @@ import (
 	"log/slog"
 	"os"
 
-	"github.com/sluice-iot/sluice/store/postgres"
+	"github.com/sluice-iot/sluice/node"
 )
 
 type databaseCmd struct {
@@ -21,7 +21,7 @@ type databaseMigrateCmd struct {
 
 // Run implements kong.
 func (c *databaseMigrateCmd) Run(ctx context.Context) error {
-	cfg, err := loadConfig(c.File, os.Environ(), nil)
+	cfg, err := node.LoadConfig(c.File, os.Environ(), nil)
 	if err != nil {
 		return err
 	}
@@ -31,8 +31,7 @@ func (c *databaseMigrateCmd) Run(ctx context.Context) error {
 	if cfg.Store.Database == "" {
 		return errors.New("no database: set store.database, or name the owner's with --database")
 	}
-	cfg.Store.ManualMigrations = false
-	if err := postgres.Migrate(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), databaseConfig(&cfg)); err != nil {
+	if err := node.Migrate(ctx, slog.New(slog.NewTextHandler(os.Stderr, nil)), cfg); err != nil {
 		return fmt.Errorf("database: %w", err)
 	}
 	fmt.Println("the database is up to date")

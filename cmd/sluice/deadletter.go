@@ -9,6 +9,7 @@ import (
 
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/api/client"
+	"github.com/sluice-iot/sluice/internal/obs"
 )
 
 type deadletterCmd struct {
@@ -44,7 +45,7 @@ func (c *deadletterListCmd) Run(ctx context.Context) error {
 				}
 				continue
 			}
-			t.row(strconv.FormatInt(l.ID, 10), l.Created.String(), l.Kind, l.Device, l.SQLState, oneLine(l.Reason), excerpt(l.Content))
+			t.row(strconv.FormatInt(l.ID, 10), l.Created.String(), l.Kind, l.Device, l.SQLState, obs.OneLine(l.Reason), excerpt(l.Content))
 		}
 		if c.JSON {
 			return nil

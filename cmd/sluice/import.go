@@ -13,6 +13,7 @@ import (
 
 	"github.com/sluice-iot/sluice/api/client"
 	"github.com/sluice-iot/sluice/importer"
+	"github.com/sluice-iot/sluice/internal/obs"
 )
 
 type importCmd struct {
@@ -202,7 +203,7 @@ func watchImport(im *importer.Importer, b *bar) (stop func()) {
 				p := im.Progress()
 				note := fmt.Sprintf("%s messages, %s readings", count(p.Messages), count(p.Readings))
 				if p.Waiting != nil {
-					note = "waiting for a node: " + oneLine(p.Waiting.Error())
+					note = "waiting for a node: " + obs.OneLine(p.Waiting.Error())
 				}
 				b.draw(now, p.Bytes, p.Size, p.Messages, note)
 			}

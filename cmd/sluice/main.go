@@ -10,6 +10,8 @@ import (
 	"syscall"
 
 	"github.com/alecthomas/kong"
+
+	"github.com/sluice-iot/sluice/node"
 )
 
 // version is set by the linker.
@@ -85,16 +87,16 @@ type nodeCmd struct {
 
 // Run implements kong.
 func (c *nodeCmd) Run(ctx context.Context) error {
-	cfg, err := loadConfig(c.Config, os.Environ(), c.Set)
+	cfg, err := node.LoadConfig(c.Config, os.Environ(), c.Set)
 	if err != nil {
 		return err
 	}
-	level, err := cfg.Log.level()
+	level, err := cfg.Log.SlogLevel()
 	if err != nil {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
-	return runNode(ctx, logger, cfg, system{})
+	return node.Run(ctx, logger, version, cfg)
 }
 
 type versionCmd struct{}

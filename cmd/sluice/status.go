@@ -13,6 +13,8 @@ import (
 
 	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/api/client"
+	"github.com/sluice-iot/sluice/backlog"
+	"github.com/sluice-iot/sluice/internal/obs"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -41,7 +43,7 @@ func (c *statusCmd) Run(ctx context.Context) error {
 			if led, err := cl.Ledger(ctx); err == nil {
 				full.Ledger = &led
 			} else {
-				full.LedgerError = oneLine(err.Error())
+				full.LedgerError = obs.OneLine(err.Error())
 			}
 		}
 		if c.JSON {
@@ -115,7 +117,7 @@ func printBacklogs(w io.Writer, nodes []api.Node) {
 		}
 		left := ""
 		if b.HoursLeft >= 0 {
-			left = fmt.Sprintf(", %s left at %s/s", hoursLeft(b.HoursLeft), size(int64(b.Rate)))
+			left = fmt.Sprintf(", %s left at %s/s", backlog.Hours(b.HoursLeft), size(int64(b.Rate)))
 		}
 		fmt.Fprintf(w, "backlog %s  %s, %s messages%s; the log takes %s of %s (%.0f %%)\n",
 			n.ID, size(b.Waiting), count(b.Messages), left, size(b.Used), size(b.Budget), 100*b.Share())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 
+	"github.com/sluice-iot/sluice/node"
 	"github.com/sluice-iot/sluice/wal"
 )
 
@@ -142,4 +143,14 @@ func (c *walDumpCmd) Run() error {
 	out := bufio.NewWriter(os.Stdout)
 	err = wal.Dump(out, c.Dir, wal.Filter{Group: c.Group, From: c.From, To: c.To, Data: c.Data}, keys...)
 	return errors.Join(err, out.Flush())
+}
+
+// walKeys are the flags of commands that read a log.
+type walKeys struct {
+	KeyFile string `name:"key-file" type:"path" env:"SLUICE_WAL_ENCRYPTION_KEY_FILE" help:"Operator keys of an encrypted log; SLUICE_WAL_ENCRYPTION_KEY is another way."`
+	Key     string `name:"key" hidden:"" env:"SLUICE_WAL_ENCRYPTION_KEY" help:"Operator keys, comma-separated."`
+}
+
+func (k *walKeys) keys() ([]wal.Key, error) {
+	return (&node.EncryptionConfig{KeyFile: k.KeyFile, Key: k.Key}).Keys()
 }
