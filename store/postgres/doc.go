@@ -54,6 +54,7 @@
 //	create role sluice_writer login;
 //	grant select on sluice_schema_version to sluice_writer;
 //	grant select, insert on telemetry to sluice_writer;
+//	grant select on telemetry_1m, telemetry_1h to sluice_writer; -- else buckets are computed from the readings
 //	grant select, insert, update, delete on dead_letters, dead_messages to sluice_writer;
 //	grant select, insert, update on flush_watermarks, devices, device_changes, anomalies to sluice_writer;
 //	grant execute on function telemetry_partition, telemetry_expire to sluice_writer; -- plain PostgreSQL only

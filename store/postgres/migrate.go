@@ -139,10 +139,14 @@ func (db *DB) settle(ctx context.Context, c *conn, l layout) error {
 	db.mu.Lock()
 	db.aggregates = columnstore
 	db.mu.Unlock()
-	if !columnstore || db.cfg.ManualMigrations {
+	if l != layoutHypertable || db.cfg.ManualMigrations {
 		return nil
 	}
-	return db.applyPolicies(ctx, c)
+	var policies []policy
+	if columnstore {
+		policies = db.policies()
+	}
+	return db.applyPolicies(ctx, c, policies)
 }
 
 // examine refuses servers that cannot work and returns the version of the

@@ -41,6 +41,7 @@ func (db *DB) columnstore(ctx context.Context, c *conn, l layout) (bool, error) 
 		where view_schema = current_schema() and view_name = any($1)
 		and to_regclass('_timescaledb_catalog.continuous_aggs_hypertable_invalidation_log') is not null
 		and to_regclass('_timescaledb_catalog.continuous_aggs_materialization_invalidation_log') is not null
+		and has_table_privilege(format('%I.%I', view_schema, view_name), 'select')
 		and has_table_privilege('_timescaledb_catalog.continuous_aggs_hypertable_invalidation_log', 'select')
 		and has_table_privilege('_timescaledb_catalog.continuous_aggs_materialization_invalidation_log', 'select')
 		and to_regprocedure('_timescaledb_functions.cagg_watermark(integer)') is not null`,
@@ -58,54 +59,85 @@ func (db *DB) columnstore(ctx context.Context, c *conn, l layout) (bool, error) 
 type policy struct {
 	proc   string // of the job
 	rel    string // the table or view it belongs to
-	key    string // of its config, an interval
-	want   time.Duration
-	add    string // $1: the interval
+	want   []setting
+	every  time.Duration // between two runs; 0: TimescaleDB decides
+	on     bool
+	add    string // $1, $2: the settings
 	remove string
+}
+
+// setting is an interval of a job's configuration; 0 is null there.
+type setting struct {
+	key string
+	d   time.Duration
 }
 
 func (db *DB) policies() []policy {
 	list := []policy{
-		{"policy_compression", "telemetry", "compress_after", db.cfg.CompressAfter,
-			"select add_compression_policy('telemetry', compress_after => $1::interval)", "select remove_compression_policy('telemetry')"},
-		{"policy_retention", "telemetry", "drop_after", db.cfg.Retention,
-			"select add_retention_policy('telemetry', drop_after => $1::interval)", "select remove_retention_policy('telemetry')"},
+		{
+			proc: "policy_compression", rel: "telemetry", want: []setting{{"compress_after", db.cfg.CompressAfter}}, on: db.cfg.CompressAfter > 0,
+			add: "select add_compression_policy('telemetry', compress_after => $1::interval)", remove: "select remove_compression_policy('telemetry')",
+		},
+		retention("telemetry", db.cfg.Retention),
 	}
 	for _, v := range aggregateViews {
-		list = append(list, policy{"policy_retention", v.Name, "drop_after", db.cfg.AggregateRetention,
-			fmt.Sprintf("select add_retention_policy('%s', drop_after => $1::interval)", v.Name),
-			fmt.Sprintf("select remove_retention_policy('%s')", v.Name)})
-		list = append(list, db.refresh(v))
+		list = append(list, retention(v.Name, db.cfg.AggregateRetention), db.refresh(v))
 	}
 	return list
 }
 
-// refresh materialises all but the youngest buckets. It never looks at what
-// retention has dropped or is about to, because refreshing that would empty the
-// aggregates of it.
+// retentionMin is the least after which TimescaleDB drops a chunk, which covers a
+// day or more anyway: the refresh of the hours needs some of them.
+const retentionMin = 6 * time.Hour
+
+func retention(rel string, d time.Duration) policy {
+	return policy{
+		proc: "policy_retention", rel: rel, want: []setting{{"drop_after", max(d, retentionMin)}}, on: d > 0,
+		add:    fmt.Sprintf("select add_retention_policy('%s', drop_after => $1::interval)", rel),
+		remove: fmt.Sprintf("select remove_retention_policy('%s')", rel),
+	}
+}
+
+// refresh materialises all but the youngest buckets.
 func (db *DB) refresh(v aggregateView) policy {
 	every := max(db.cfg.RefreshEvery, v.Step/2)
-	start := "null"
-	if db.cfg.Retention > 0 {
-		start = fmt.Sprintf("interval '%d seconds'", int64(max(db.cfg.Retention-db.cfg.Chunk, 4*v.Step)/time.Second))
+	return policy{
+		proc: "policy_refresh_continuous_aggregate", rel: v.Name, every: every, on: true,
+		want: []setting{{"end_offset", 2 * v.Step}, {"start_offset", db.refreshStart()}},
+		add: fmt.Sprintf("select add_continuous_aggregate_policy('%s', start_offset => $2::interval, end_offset => $1::interval, schedule_interval => interval '%d seconds')",
+			v.Name, int64(every/time.Second)),
+		remove: fmt.Sprintf("select remove_continuous_aggregate_policy('%s')", v.Name),
 	}
-	return policy{"policy_refresh_continuous_aggregate", v.Name, "end_offset", 2 * v.Step,
-		fmt.Sprintf("select add_continuous_aggregate_policy('%s', start_offset => %s, end_offset => $1::interval, schedule_interval => interval '%d seconds')",
-			v.Name, start, int64(every/time.Second)),
-		fmt.Sprintf("select remove_continuous_aggregate_policy('%s')", v.Name)}
+}
+
+// refreshStart is how far back a refresh looks, 0 for all the way: not at what a
+// retention has dropped or is about to. Refreshing what has no readings any more
+// would empty the aggregates of it, and what is older than aggregates are kept
+// would come back as a few buckets among many that are gone.
+func (db *DB) refreshStart() time.Duration {
+	keep := time.Duration(0)
+	for _, d := range []time.Duration{db.cfg.Retention, db.cfg.AggregateRetention} {
+		if d > 0 && (keep == 0 || d < keep) {
+			keep = max(d, retentionMin)
+		}
+	}
+	return keep - min(keep/4, day)
 }
 
 // applyPolicies makes TimescaleDB's jobs what the configuration says, under a
 // lock, so that nodes that start together do not make them twice. A role that
 // owns nothing leaves them to the owner.
-func (db *DB) applyPolicies(ctx context.Context, c *conn) error {
+func (db *DB) applyPolicies(ctx context.Context, c *conn, policies []policy) error {
 	ctx, cancel := db.bounded(ctx)
 	defer cancel()
 	err := pgx.BeginFunc(ctx, c.Conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(partitionLock)); err != nil {
 			return err
 		}
-		for _, p := range db.policies() {
+		if err := db.applyChunk(ctx, tx); err != nil {
+			return err
+		}
+		for _, p := range policies {
 			if err := p.apply(ctx, tx); err != nil {
 				return fmt.Errorf("%s of %s: %w", p.proc, p.rel, err)
 			}
@@ -119,22 +151,49 @@ func (db *DB) applyPolicies(ctx context.Context, c *conn) error {
 	return err
 }
 
+// applyChunk makes the next chunks as long as the configuration says.
+func (db *DB) applyChunk(ctx context.Context, tx pgx.Tx) error {
+	var same bool
+	if err := tx.QueryRow(ctx, `select coalesce(bool_and(time_interval = $1::interval), true) from timescaledb_information.dimensions
+		where hypertable_schema = current_schema() and hypertable_name = 'telemetry'`, db.cfg.Chunk).Scan(&same); err != nil {
+		return fmt.Errorf("look at the length of chunks: %w", err)
+	}
+	if same {
+		return nil
+	}
+	if _, err := tx.Exec(ctx, "select set_chunk_time_interval('telemetry', $1::interval)", db.cfg.Chunk); err != nil {
+		return fmt.Errorf("set the length of chunks: %w", err)
+	}
+	db.logger.Info("the next chunks of telemetry have another length", "chunk", db.cfg.Chunk)
+	return nil
+}
+
 // apply changes a job only when it is not what it should be: a job that is made
 // anew forgets when it ran.
 func (p *policy) apply(ctx context.Context, tx pgx.Tx) error {
+	keys, wants, args := make([]string, len(p.want)), make([]*float64, len(p.want)), make([]any, len(p.want))
+	for i, w := range p.want {
+		keys[i] = w.key
+		if w.d > 0 {
+			seconds := w.d.Seconds()
+			wants[i], args[i] = &seconds, w.d
+		}
+	}
 	var same bool
-	err := tx.QueryRow(ctx, `select j.config ->> $3 is not null and (j.config ->> $3)::interval = make_interval(secs => $4)
+	err := tx.QueryRow(ctx, `select ($5::float8 = 0 or j.schedule_interval = make_interval(secs => $5)) and not exists (
+			select from unnest($3::text[], $4::float8[]) as w(key, secs)
+			where (j.config ->> w.key)::interval is distinct from make_interval(secs => w.secs))
 		from timescaledb_information.jobs j
 		where j.proc_name = $1 and (j.hypertable_schema, j.hypertable_name) in (
 			select current_schema(), $2 union all
 			select materialization_hypertable_schema, materialization_hypertable_name
 			from timescaledb_information.continuous_aggregates where view_schema = current_schema() and view_name = $2)`,
-		p.proc, p.rel, p.key, p.want.Seconds()).Scan(&same)
+		p.proc, p.rel, keys, wants, p.every.Seconds()).Scan(&same)
 	there := err == nil
 	if err != nil && !errors.Is(err, pgx.ErrNoRows) {
 		return fmt.Errorf("look at the job: %w", err)
 	}
-	if there && same || !there && p.want == 0 {
+	if there && same && p.on || !there && !p.on {
 		return nil
 	}
 	if there {
@@ -142,10 +201,10 @@ func (p *policy) apply(ctx context.Context, tx pgx.Tx) error {
 			return fmt.Errorf("remove the job: %w", err)
 		}
 	}
-	if p.want == 0 {
+	if !p.on {
 		return nil
 	}
-	if _, err := tx.Exec(ctx, p.add, p.want); err != nil {
+	if _, err := tx.Exec(ctx, p.add, args...); err != nil {
 		return fmt.Errorf("add the job: %w", err)
 	}
 	return nil

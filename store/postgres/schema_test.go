@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -85,6 +86,25 @@ func TestPartitionsAreBounded(t *testing.T) {
 	}
 }
 
+// grants are the statements of doc.go, in its order.
+func grants(t *testing.T) []string {
+	t.Helper()
+	text, err := os.ReadFile("doc.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for line := range strings.Lines(string(text)) {
+		if s, ok := strings.CutPrefix(line, "//\tgrant "); ok {
+			out = append(out, "grant "+s)
+		}
+	}
+	if len(out) < 6 {
+		t.Fatalf("only %q in doc.go", out)
+	}
+	return out
+}
+
 // TestLeastPrivilege follows doc.go: an owner, a writer, a reader.
 func TestLeastPrivilege(t *testing.T) {
 	s := server(t)
@@ -105,13 +125,7 @@ func TestLeastPrivilege(t *testing.T) {
 	if err := Migrate(context.Background(), quiet(), Config{URL: as("sluice_owner")}); err != nil {
 		t.Fatal(err)
 	}
-	s.Exec(t, as("sluice_owner"), "grant select on sluice_schema_version to sluice_writer",
-		"grant select, insert on telemetry to sluice_writer",
-		"grant select, insert, update, delete on dead_letters, dead_messages to sluice_writer",
-		"grant select, insert, update on flush_watermarks, devices, device_changes, anomalies to sluice_writer",
-		"grant execute on function telemetry_partition, telemetry_expire to sluice_writer",
-		"grant select on telemetry, telemetry_1m, telemetry_1h, devices, device_changes, anomalies to sluice_reader",
-		"alter table telemetry add check (value < 1000)")
+	s.Exec(t, as("sluice_owner"), append(grants(t), "alter table telemetry add check (value < 1000)")...)
 	eventually(t, "ready", func() bool { return db.Health() == nil })
 	b.Rows[5].Value = 2000
 	write(t, db, b)
