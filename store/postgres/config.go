@@ -51,12 +51,13 @@ type Config struct {
 	NetworkTimeout time.Duration
 
 	// Chunk is how much time a chunk of the hypertable, or a partition of the
-	// plain table, covers; whole days, default 7 days. It counts when the tables
-	// are made (hypertable) or a partition is made (plain table).
+	// plain table, covers; whole days, default 7 days. It counts for chunks and
+	// partitions that are made from now on.
 	Chunk time.Duration
 
 	// Retention is how long readings are kept, by their time; 0 keeps them for
-	// ever. They go by whole chunks or partitions, so up to Chunk later.
+	// ever. They go by whole chunks or partitions, so up to Chunk later;
+	// TimescaleDB keeps them for 6 h at least.
 	Retention time.Duration
 
 	// AggregateRetention is the same for the continuous aggregates; 0 keeps them

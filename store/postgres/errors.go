@@ -112,7 +112,7 @@ func explain(err error) error {
 	code := sqlState(err)
 	switch code {
 	case codePrivilege:
-		err = fmt.Errorf("%w: grant the role what doc.go lists for a writer, or migrate as the owner", err)
+		err = fmt.Errorf("%w: grant the role what docs/operations.md lists for a writer (section 4, Database), or let the node be the owner of the tables", err)
 	case codeReadOnly:
 		err = fmt.Errorf("%w: the server is a standby, name the primary or add target_session_attrs=read-write to the URL", err)
 	case codeUndefined, codeUndefinedCol, codeBadBinary:

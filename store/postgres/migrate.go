@@ -104,7 +104,7 @@ func (db *DB) prepare(ctx context.Context) error {
 	if err == nil && version < schemaVersion {
 		db.discard(c) // tern leaves a session without our limits behind
 		if db.cfg.ManualMigrations {
-			return fmt.Errorf("schema version is %d, this program needs %d: migrate as the owner of the tables", version, schemaVersion)
+			return fmt.Errorf("schema version is %d, this program needs %d: migrate as the owner of the tables (sluice database migrate)", version, schemaVersion)
 		}
 		if err := db.migrate(ctx); err != nil {
 			return err

@@ -1,11 +1,14 @@
 package postgres
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/jackc/pgx/v5"
 
 	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -28,21 +31,62 @@ const (
 // partitions knows which stretches of time need no look any more. A stretch is
 // counted from firstMonday in units of Config.Chunk.
 type partitions struct {
-	mu    sync.Mutex
-	known map[int64]bool
-	count int
+	mu     sync.Mutex
+	known  map[int64]bool
+	count  int
+	bounds []gap // of those that are there, ascending
 }
 
-// load counts the partitions that are there.
+// selectBounds lists the partitions; null for the default one and others without
+// two ends.
+const selectBounds = `select (extract(epoch from b[1]::timestamptz) * 1000000)::bigint, (extract(epoch from b[2]::timestamptz) * 1000000)::bigint
+	from pg_inherits i join pg_class c on c.oid = i.inhrelid
+	left join lateral regexp_match(pg_get_expr(c.relpartbound, c.oid), 'FROM \(''([^'']+)''\) TO \(''([^'']+)''\)') b on true
+	where i.inhparent = to_regclass('telemetry') order by 1`
+
+// load lists the partitions that are there.
 func (p *partitions) load(ctx context.Context, c *conn) error {
-	var n int
-	if err := c.QueryRow(ctx, "select count(*) from pg_inherits where inhparent = to_regclass('telemetry')").Scan(&n); err != nil {
-		return fmt.Errorf("count partitions: %w", err)
+	rows, err := c.Query(ctx, selectBounds)
+	if err != nil {
+		return fmt.Errorf("list partitions: %w", err)
+	}
+	var bounds []gap
+	var from, to *int64
+	count := 0
+	if _, err := pgx.ForEachRow(rows, []any{&from, &to}, func() error {
+		if count++; from != nil && to != nil {
+			bounds = append(bounds, gap{*from, *to})
+		}
+		return nil
+	}); err != nil {
+		return fmt.Errorf("list partitions: %w", err)
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.known, p.count = map[int64]bool{}, n
+	p.known, p.count, p.bounds = map[int64]bool{}, count, bounds
 	return nil
+}
+
+// lacking are the parts of a stretch that no partition takes: all of it, or what
+// is left between partitions of another length, from before Config.Chunk changed.
+func (p *partitions) lacking(stretch gap) []gap {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var out []gap
+	at := stretch.from
+	for _, b := range p.bounds {
+		if b.to <= at || b.from >= stretch.to {
+			continue
+		}
+		if at < b.from {
+			out = append(out, gap{at, b.from})
+		}
+		at = b.to
+	}
+	if at < stretch.to {
+		out = append(out, gap{at, stretch.to})
+	}
+	return out
 }
 
 // missing returns the stretches of a batch (nil is none), and those of now and next, that may
@@ -73,16 +117,21 @@ func (p *partitions) missing(b *telemetry.Batch, chunk int64, now int64) []int64
 	return out
 }
 
-func (p *partitions) note(n int64, made bool) {
+func (p *partitions) note(n int64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.known == nil {
 		p.known = map[int64]bool{}
 	}
 	p.known[n] = true
-	if made {
-		p.count++
-	}
+}
+
+func (p *partitions) made(g gap) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.count++
+	i, _ := slices.BinarySearchFunc(p.bounds, g, func(a, b gap) int { return cmp.Compare(a.from, b.from) })
+	p.bounds = slices.Insert(p.bounds, i, g)
 }
 
 func floorDiv(a, b int64) int64 {
@@ -99,29 +148,44 @@ func floorDiv(a, b int64) int64 {
 func (db *DB) ensurePartitions(ctx context.Context, c *conn, b *telemetry.Batch) error {
 	chunk := int64(db.cfg.Chunk / time.Microsecond)
 	for _, n := range db.partitions.missing(b, chunk, clock.Micros(time.Now())) {
-		lower := time.UnixMicro(firstMonday + n*chunk).UTC()
-		ctx, cancel := db.bounded(ctx)
-		var result string
-		err := c.QueryRow(ctx, "select telemetry_partition($1, $2)", lower, lower.Add(db.cfg.Chunk)).Scan(&result)
-		cancel()
-		if err != nil && sqlState(err) == "" {
-			return fmt.Errorf("make partition of %s: %w", lower.Format(time.DateOnly), err)
+		from := firstMonday + n*chunk
+		again := false
+		for _, g := range db.partitions.lacking(gap{from, from + chunk}) {
+			passes, err := db.makePartition(ctx, c, g)
+			if err != nil {
+				return err
+			}
+			again = again || passes
 		}
-		if err != nil {
-			result = explain(err).Error()
-		}
-		if !passing(err) { // else the next batch tries again
-			db.partitions.note(n, result == "made")
-		}
-		switch result {
-		case "made":
-			db.m.partitions.Inc()
-		case "there":
-		default:
-			db.m.unpartitioned.Inc()
-			db.logger.Warn("no partition of its own for this time, the default partition takes the rows",
-				"from", lower.Format(time.DateOnly), "reason", result)
+		if !again { // else the next batch tries again
+			db.partitions.note(n)
 		}
 	}
 	return nil
+}
+
+// makePartition makes one; passes reports a failure that may pass.
+func (db *DB) makePartition(ctx context.Context, c *conn, g gap) (passes bool, err error) {
+	ctx, cancel := db.bounded(ctx)
+	defer cancel()
+	lower := time.UnixMicro(g.from).UTC()
+	var result string
+	err = c.QueryRow(ctx, "select telemetry_partition($1, $2)", lower, time.UnixMicro(g.to).UTC()).Scan(&result)
+	if err != nil && sqlState(err) == "" {
+		return false, fmt.Errorf("make partition of %s: %w", lower.Format(time.DateOnly), err)
+	}
+	if err != nil {
+		result = explain(err).Error()
+	}
+	switch result {
+	case "made":
+		db.partitions.made(g)
+		db.m.partitions.Inc()
+	case "there": // another node was faster
+	default:
+		db.m.unpartitioned.Inc()
+		db.logger.Warn("no partition of its own for this time, the default partition takes the rows",
+			"from", lower.Format(time.DateOnly), "reason", result)
+	}
+	return passing(err), nil
 }

@@ -78,11 +78,45 @@ func TestPartitionsAreBounded(t *testing.T) {
 		t.Errorf("%d partitions wanted, want 10", len(got))
 	}
 	for _, n := range got {
-		p.note(n, true)
+		p.made(gap{firstMonday + n*chunk, firstMonday + (n+1)*chunk})
+		p.note(n)
 	}
 	b.Rows = []telemetry.Row{{Time: 5}, {Time: now - 3*chunk}, {Time: now + 60*chunk}}
 	if got := p.missing(b, chunk, now); len(got) != 1 || got[0] != floorDiv(now-3*chunk-firstMonday, chunk) {
 		t.Errorf("beyond the bound %v are wanted", got)
+	}
+}
+
+// TestPartitionsOfAnotherLength: after Config.Chunk has changed, new partitions
+// take what the old ones leave, and the default one takes nothing.
+func TestPartitionsOfAnotherLength(t *testing.T) {
+	url := server(t).Database(t)
+	const hours = 3600 * 1_000_000
+	monday := firstMonday + floorDiv(t0-firstMonday, 168*hours)*168*hours
+	to := uint64(0)
+	put := func(chunk time.Duration, days ...int64) {
+		t.Helper()
+		cfg := config(url)
+		cfg.Chunk = chunk
+		db := open(t, cfg)
+		b := &telemetry.Batch{Shard: 1, From: to, To: to + 1, Term: 1, Devices: []string{"d"}, Sensors: []string{"s"}}
+		for _, day := range days {
+			b.Rows = append(b.Rows, telemetry.Row{Time: monday + day*24*hours + 5, Received: monday, Value: float64(to)})
+		}
+		write(t, db, b)
+		if to++; one[int64](t, url, "select count(*) from telemetry_default") != 0 {
+			t.Errorf("the default partition has rows with partitions of %v", chunk)
+		}
+		if err := db.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(day, 0, 2)
+	put(7*day, 0, 1, 2, 3, 6, 7)
+	put(30*day, -1, 8, 14, 20)
+	put(day, 0, 5, 8, 30, 31)
+	if n := one[int64](t, url, "select count(*) from telemetry"); n != 17 {
+		t.Errorf("%d rows, want 17", n)
 	}
 }
 
@@ -101,6 +135,15 @@ func grants(t *testing.T) []string {
 	}
 	if len(out) < 6 {
 		t.Fatalf("only %q in doc.go", out)
+	}
+	manual, err := os.ReadFile("../../docs/operations.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range out {
+		if statement, _, _ := strings.Cut(s, ";"); !strings.Contains(string(manual), "    "+statement+";") {
+			t.Errorf("docs/operations.md lacks %q", statement)
+		}
 	}
 	return out
 }
