@@ -85,11 +85,17 @@ func expand(sql string, from, to time.Time) string {
 }
 
 // TestDashboardQueriesRun runs every query of the example dashboard for an hour, a
-// week and a month over tables that hold rows.
+// week and a month over tables that hold rows, with the rights of a reader.
 func TestDashboardQueriesRun(t *testing.T) {
 	url := server(t).Database(t)
 	fillDashboard(t, open(t, config(url)))
-	runDashboard(t, url)
+	roles(t, url)
+	for _, grant := range grants(t) {
+		if strings.HasSuffix(grant, "to sluice_reader;\n") {
+			server(t).Exec(t, url, grant)
+		}
+	}
+	runDashboard(t, strings.Replace(url, "postgres@", "sluice_reader@", 1))
 }
 
 // TestDashboardQueriesRunOnTimescale reads a hypertable and its continuous

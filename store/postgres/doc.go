@@ -62,7 +62,7 @@
 // and dashboards as
 //
 //	create role sluice_reader login;
-//	grant select on telemetry, telemetry_1m, telemetry_1h, devices, device_changes, anomalies to sluice_reader;
+//	grant select on telemetry, telemetry_1m, telemetry_1h, devices, device_changes, anomalies, dead_letters, flush_watermarks to sluice_reader;
 //
 // TimescaleDB's jobs (compression, retention, refresh) follow the configuration of
 // whoever migrates. Without ManualMigrations the nodes' role owns the tables. CREATE EXTENSION

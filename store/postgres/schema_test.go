@@ -148,13 +148,19 @@ func grants(t *testing.T) []string {
 	return out
 }
 
+// roles makes those of doc.go, where the server has not got them from another test.
+func roles(t *testing.T, url string) {
+	t.Helper()
+	for _, role := range []string{"sluice_owner", "sluice_writer", "sluice_reader"} {
+		server(t).Exec(t, url, fmt.Sprintf("do $$ begin create role %s login; exception when duplicate_object then null; end $$", role))
+	}
+}
+
 // TestLeastPrivilege follows doc.go: an owner, a writer, a reader.
 func TestLeastPrivilege(t *testing.T) {
 	s := server(t)
 	url := s.Database(t)
-	for _, role := range []string{"sluice_owner", "sluice_writer", "sluice_reader"} { // the server may have them from an earlier run
-		s.Exec(t, url, fmt.Sprintf("do $$ begin create role %s login; exception when duplicate_object then null; end $$", role))
-	}
+	roles(t, url)
 	s.Exec(t, url, "grant create on schema public to sluice_owner")
 	as := func(role string) string { return strings.Replace(url, "postgres@", role+"@", 1) }
 	cfg := config(as("sluice_writer"))
