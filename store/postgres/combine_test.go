@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -173,6 +174,34 @@ func TestRefusedRowOfOneShard(t *testing.T) {
 	}
 	if got := ask[string](t, url, "select shard || ' ' || device_id from dead_letters"); len(got) != 1 || got[0] != "2 s2-00000" {
 		t.Errorf("dead letters %q", got)
+	}
+}
+
+// TestGroupThatTakesTooLongIsWrittenInParts: a server that cannot take all batches
+// of a group within the statement timeout takes them one by one.
+func TestGroupThatTakesTooLongIsWrittenInParts(t *testing.T) {
+	s := server(t)
+	url := s.Database(t)
+	cfg := config(url)
+	cfg.Conns = 2
+	db := open(t, cfg)
+	write(t, db, own(fleet(99, 0, 1, 1, 1, t0)))
+	s.Exec(t, url, `create function slow() returns trigger language plpgsql as $$ begin
+			if (select count(*) from fresh) > 500 then raise exception 'statement timeout' using errcode = '57014'; end if;
+			return null; end $$`,
+		"create trigger slow after insert on telemetry referencing new table as fresh for each statement execute function slow()")
+	var batches []*telemetry.Batch
+	for shard := range telemetry.ShardID(4) {
+		batches = append(batches, own(fleet(shard, 0, 10, 5, 20, t0)))
+	}
+	if err := errors.Join(together(db, batches)...); err != nil {
+		t.Fatal(err)
+	}
+	if n := one[int64](t, url, "select count(*) from telemetry"); n != 4+4*400 {
+		t.Errorf("%d rows", n)
+	}
+	if err := db.Write(context.Background(), own(fleet(5, 0, 20, 5, 40, t0))); err == nil || !strings.Contains(err.Error(), "lower flush.rows_max") {
+		t.Errorf("a batch that is too large by itself: %v", err)
 	}
 }
 

@@ -118,7 +118,7 @@ func explain(err error) error {
 	case codeUndefined, codeUndefinedCol, codeBadBinary:
 		err = fmt.Errorf("%w: the tables are not those of the migrations, restore them or use an empty database", err)
 	case codeStatement:
-		err = fmt.Errorf("%w: the server is slow or the statement timeout too short for a batch", err)
+		err = fmt.Errorf("%w: the server needs more than a minute for a batch, look at its load, its locks and triggers on its tables, or lower flush.rows_max", err)
 	case codePassword, codeAuthorization:
 		err = fmt.Errorf("%w: the server does not let this role in, look at its name and password in store.database and at the server's pg_hba.conf", err)
 	case codeNoDatabase:

@@ -41,7 +41,8 @@ func (db *DB) writeGroup(ctx context.Context, group []*request) {
 			return
 		case errors.Is(err, errMoved):
 			attempt-- // somebody is out: that cannot go on for ever
-		case refusal(err) != nil && len(group) > 1:
+		case (refusal(err) != nil || sqlState(err) == codeStatement) && len(group) > 1:
+			// A COPY that takes too long would do so again, whoever asks for it.
 			for i := range group {
 				db.writeGroup(ctx, group[i:i+1:i+1])
 			}
