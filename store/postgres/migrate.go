@@ -224,7 +224,7 @@ func (db *DB) announce(l layout, version int) {
 	case layoutHypertable:
 		db.logger.Info("database is ready", "telemetry", "hypertable")
 		if !aggregates {
-			db.logger.Warn("this TimescaleDB has no continuous aggregates and no columnstore (Apache edition, or an older schema): nothing is compressed, and aggregates are computed from the readings")
+			db.logger.Warn("no continuous aggregates to be used here: this TimescaleDB has none and no columnstore (Apache edition, or an older schema), or the role may not read telemetry_1m and telemetry_1h (docs/operations.md, section 4); aggregates are computed from the readings")
 		}
 	case layoutPartitioned:
 		db.logger.Info("database is ready", "telemetry", "partitioned table")
