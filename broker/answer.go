@@ -176,6 +176,8 @@ func reasonLabel(code packets.Code) string {
 		return "commit_deadline"
 	case codeSlow:
 		return "slow"
+	case codeElsewhere:
+		return "elsewhere"
 	}
 	switch code.Code {
 	case packets.ErrTopicNameInvalid.Code:

@@ -106,6 +106,8 @@ func (b *Broker) connectCode(c *conn, err error) packets.Code {
 		return packets.ErrNotAuthorized
 	case errors.Is(err, session.ErrFull):
 		return packets.ErrQuotaExceeded
+	case errors.Is(err, session.ErrElsewhere):
+		return codeElsewhere
 	default:
 		b.log.Debug("session not taken in time", "client", c.client, "err", err)
 		return codeNoLeader

@@ -86,6 +86,11 @@ func (l *lateSessions) Gone(o session.Owner, ledSince time.Time) bool {
 	return h != nil && h.Gone(o, ledSince)
 }
 
+func (l *lateSessions) Astray(id telemetry.ShardID) bool {
+	h := l.hub.Load()
+	return h != nil && h.Astray(id)
+}
+
 func (l *lateSessions) Settled(ctx context.Context, id telemetry.ShardID) error {
 	if h := l.hub.Load(); h != nil {
 		return h.Settled(ctx, id)

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sluice-iot/sluice/internal/wire"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // board is what this node announces: per source (the node itself, every shard it
@@ -13,7 +14,8 @@ import (
 // so that a peer which knows version v needs what stands behind v and no more.
 type board struct {
 	now   func() time.Time
-	valid func(source string) bool // may still be spoken for: a shard that is led here
+	valid func(source string) bool            // may still be spoken for: a shard that is led here
+	sight func(time.Time) []telemetry.ShardID // whose leaders this node hears
 
 	mu      sync.Mutex
 	sources map[string]*source
@@ -64,7 +66,7 @@ type pull struct {
 }
 
 func newBoard(now func() time.Time, valid func(string) bool) *board {
-	return &board{now: now, valid: valid, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{}, epochs: map[string]uint64{},
+	return &board{now: now, valid: valid, sight: func(time.Time) []telemetry.ShardID { return nil }, sources: map[string]*source{}, parked: map[string]*pull{}, granted: map[string]time.Time{}, epochs: map[string]uint64{},
 		held: map[string]map[string]mark{}, changed: make(chan struct{})}
 }
 
@@ -273,7 +275,7 @@ func (b *board) newsFor(known map[string]mark) []byte {
 		out = wire.AppendUint(wire.AppendUint(out, upTo), s.ver)
 		out = append(wire.AppendUint(out, uint64(n)), list...)
 	}
-	return out
+	return appendSight(out, b.sight(b.now()))
 }
 
 // gone forgets the lease of a peer whose process is known to have ended.

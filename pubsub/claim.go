@@ -2,10 +2,13 @@ package pubsub
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/sluice-iot/sluice/session"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // claim is a CONNECT on its way to the shard of its session. Somebody waits for it, or
@@ -54,20 +57,23 @@ func (r *result) connected() (session.Connected, error) {
 }
 
 // Connect takes a session for a connection of this node, and tells the node that
-// had it; that is waited for, but not long. When ctx ends first, the outcome is given
+// had it; that is waited for, but not long. session.ErrElsewhere says that another node reaches
+// the shard and this one does not. When ctx ends first, the outcome is given
 // to late when it comes, on a goroutine of its own, once; without one the session is
 // given back.
 func (h *Hub) Connect(ctx context.Context, c session.Connect, late func(session.Connected, error)) (session.Connected, error) {
 	c.Node, c.NodeEpoch = h.cfg.Self, h.cfg.Epoch
 	id := h.ShardOf(c.Client)
+	if h.routes.astray(id, time.Now()) {
+		return session.Connected{}, session.ErrElsewhere
+	}
 	mine := &claim{ready: make(chan result, 1)}
 	h.submit(id, c.Append(nil), mine.done)
-	select {
-	case r := <-mine.ready:
+	r, err := h.awaitClaim(ctx, id, mine)
+	if err == nil {
 		return h.taken(ctx, &c, &r)
-	case <-ctx.Done():
 	}
-	if late == nil {
+	if late == nil || errors.Is(err, session.ErrElsewhere) {
 		late = func(got session.Connected, err error) {
 			if err == nil {
 				h.submit(id, session.AppendDisconnect(nil, session.Ref{Client: c.Client, Epoch: got.Epoch}, false, 0, c.Expiry, got.Sent), nil)
@@ -77,7 +83,25 @@ func (h *Hub) Connect(ctx context.Context, c session.Connect, late func(session.
 	mine.leaveTo(func(r result) {
 		h.spawn(func() { late(h.taken(h.ctx, &c, &r)) }) // too late at all when the hub has ended
 	})
-	return session.Connected{}, fmt.Errorf("wait for the shard of the session: %w", ctx.Err())
+	return session.Connected{}, fmt.Errorf("wait for the shard of the session: %w", err)
+}
+
+// awaitClaim waits for the shard, unless it is another node's to reach.
+func (h *Hub) awaitClaim(ctx context.Context, id telemetry.ShardID, mine *claim) (result, error) {
+	look := time.NewTicker(strayLook)
+	defer look.Stop()
+	for {
+		select {
+		case r := <-mine.ready:
+			return r, nil
+		case <-ctx.Done():
+			return result{}, ctx.Err()
+		case now := <-look.C:
+			if h.routes.astray(id, now) {
+				return result{}, session.ErrElsewhere
+			}
+		}
+	}
 }
 
 // taken reads the outcome of a CONNECT, and tells the node that had the session.

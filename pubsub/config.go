@@ -43,8 +43,9 @@ const (
 	// leaseMargin is what the giver of a lease waits beyond it: a deposed leader may
 	// believe in itself for a second, and clocks drift.
 	leaseMargin = 1500 * time.Millisecond
-	// pullHold is how long a pull waits for news.
-	pullHold = 500 * time.Millisecond
+	// pullHold is how long a pull waits for news. Thrice of it pass at most until a shard
+	// is known to be astray (sight.go): before the detector of dead peers speaks.
+	pullHold = 400 * time.Millisecond
 	// pullTimeout ends a pull that nobody answers, pullRetry is the pause after it.
 	pullTimeout = 2 * time.Second
 	pullRetry   = 100 * time.Millisecond
@@ -59,7 +60,7 @@ const (
 
 	outboxBytesDefault = 16 << 20
 
-	pullVersion    = 1
+	pullVersion    = 2
 	forwardVersion = 2
 	kickVersion    = 1
 )
@@ -101,4 +102,7 @@ type Local interface {
 	// Recheck attaches the clients whose sessions are in a shard again: it was out of
 	// reach and may have given them up.
 	Recheck(id telemetry.ShardID)
+	// Strayed ends what waits here for shards that only other nodes reach; it is called
+	// again and again while that is so.
+	Strayed(list []session.Astray)
 }

@@ -66,6 +66,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, net Net, sh
 	h := &Hub{log: logger, cfg: cfg, net: net, shards: shards, metrics: m, routes: newRoutes(cfg.Self),
 		peers: map[string]*peer{}, own: map[string]int{}, lanes: map[telemetry.ShardID]*lane{}, led: map[telemetry.ShardID]uint64{}, wills: map[willKey]bool{}}
 	h.board = newBoard(time.Now, h.speaksFor)
+	h.board.sight = h.routes.seen
 	h.ctx, h.stop = context.WithCancel(context.Background())
 	h.board.open(cfg.Self, cfg.Epoch, nil)
 	h.routes.apply(cfg.Self, mark{cfg.Epoch << eraBits, 1}, true, nil)
@@ -143,6 +144,7 @@ func (deaf) Deliver(*session.Message, []string)               {}
 func (deaf) Queued(session.Ref, *session.Item, uint64)        {}
 func (deaf) Fence(session.Ref)                                {}
 func (deaf) Recheck(telemetry.ShardID)                        {}
+func (deaf) Strayed([]session.Astray)                         {}
 func (deaf) Will(_ string, _ *session.Message, d func(error)) { d(errClosed) }
 
 // Close ends everything; what waits for peers is dropped.

@@ -40,12 +40,14 @@ type testNode struct {
 	id  string
 	mux *mux.Mux
 	hub *Hub
-	cut atomic.Bool // nothing leaves or enters
+	cut atomic.Bool              // nothing leaves or enters
+	far atomic.Pointer[testNode] // the one that it does not reach
 	mu  sync.Mutex
 	got []string
 
 	queued, hints, fenced []string
 	rechecks              int
+	strayed               []telemetry.ShardID
 
 	hold chan struct{} // Deliver waits for it when it is not nil
 }
@@ -147,7 +149,7 @@ func (n *testNode) Connected(peer string) bool {
 
 func (n *testNode) reaches(peer string) bool {
 	for _, other := range n.f.nodes {
-		if other.id == peer && other.cut.Load() {
+		if other.id == peer && (other.cut.Load() || n.far.Load() == other) {
 			return false
 		}
 	}
@@ -227,6 +229,15 @@ func (n *testNode) Recheck(telemetry.ShardID) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	n.rechecks++
+}
+
+// Strayed implements Local.
+func (n *testNode) Strayed(list []session.Astray) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for _, a := range list {
+		n.strayed = append(n.strayed, a.Shard)
+	}
 }
 
 func (n *testNode) seen(list *[]string) []string {
@@ -446,7 +457,7 @@ func TestTombstonesArePrunedAndAPullerInTheMiddleStillLearnsAll(t *testing.T) {
 	r := newRoutes("self")
 	known := map[string]mark{}
 	step := func() bool {
-		complete, err := r.decodeNews(b.newsFor(known), time.Now().Add(time.Hour))
+		complete, _, err := r.decodeNews(b.newsFor(known), time.Now().Add(time.Hour))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -624,14 +635,14 @@ func TestADeposedLeaderGivesNoLease(t *testing.T) {
 	b.open("s:3", 7, nil)
 	r := newRoutes("self")
 	until := time.Now().Add(time.Hour)
-	if _, err := r.decodeNews(b.newsFor(nil), until); err != nil {
+	if _, _, err := r.decodeNews(b.newsFor(nil), until); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.sources["s:3"].until; !got.Equal(until) {
 		t.Fatalf("a leader's lease ends at %v", got)
 	}
 	leads = false // it has not been told yet
-	if _, err := r.decodeNews(b.newsFor(r.marks()), until.Add(time.Hour)); err != nil {
+	if _, _, err := r.decodeNews(b.newsFor(r.marks()), until.Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.sources["s:3"].until; !got.Equal(until) {
@@ -650,7 +661,7 @@ func TestANewLeaderIsFirstHeardOfWithItsFilters(t *testing.T) {
 		t.Fatal("the pull was not answered")
 	}
 	r := newRoutes("n1.00000001")
-	if _, err := r.decodeNews(news, time.Now().Add(time.Hour)); err != nil {
+	if _, _, err := r.decodeNews(news, time.Now().Add(time.Hour)); err != nil {
 		t.Fatal(err)
 	}
 	if got := r.find("devices/d/commands", 0, func(string, bool) bool { return true }); len(got.shards) != 1 {

@@ -277,7 +277,7 @@ func (h *Hub) renewOwn(now time.Time) {
 	h.leadMu.Unlock()
 	for _, id := range led {
 		if h.shards.Leads(id) {
-			h.routes.renewOwn(shardSource(id), now.Add(4*beat))
+			h.routes.renewOwn(shardSource(id), now, now.Add(4*beat))
 		}
 	}
 	for _, id := range h.routes.returned(h.shards.Count(), now) {

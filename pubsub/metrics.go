@@ -3,6 +3,7 @@ package pubsub
 import (
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -32,10 +33,16 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 }
 
 func (h *Hub) registerGauges(reg prometheus.Registerer) error {
-	g := prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "index_filters",
-		Help: "Filters in this node's index of all nodes' and shards' subscriptions."}, func() float64 { return float64(h.routes.filters.Load()) })
-	if err := reg.Register(g); err != nil {
-		return fmt.Errorf("register pubsub metric: %w", err)
+	var errs []error
+	for _, g := range []prometheus.Collector{
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "index_filters",
+			Help: "Filters in this node's index of all nodes' and shards' subscriptions."}, func() float64 { return float64(h.routes.filters.Load()) }),
+		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "shards_astray",
+			Help: "Shards that another node reaches and this one does not."}, func() float64 { return float64(h.routes.astrays(time.Now())) }),
+	} {
+		if err := reg.Register(g); err != nil {
+			errs = append(errs, fmt.Errorf("register pubsub metric: %w", err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }

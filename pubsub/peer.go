@@ -72,12 +72,13 @@ func (p *peer) pullOnce() bool {
 	if err != nil {
 		return false
 	}
-	complete, err := p.hub.routes.decodeNews(news, asked.Add(leaseMax))
+	complete, seen, err := p.hub.routes.decodeNews(news, asked.Add(leaseMax))
 	if err != nil {
 		p.hub.log.Warn("news of a peer's subscriptions cannot be read", "peer", p.id, "err", err)
 		return false
 	}
 	p.away.Store(false)
+	p.hub.missed(seen)
 	if complete {
 		p.synced.Store(true)
 	}

@@ -36,6 +36,9 @@ type origin struct {
 	known  map[string]bool // plain filters
 	until  time.Time       // may be relied on until then
 	lapsed bool            // it was not, for a while
+
+	heard   time.Time // when its owner last spoke of it
+	strayed time.Time // when a peer last said that it hears a leader that this node does not; zero since it does
 }
 
 // target is where a matching filter leads; group is the whole filter of a shared
@@ -139,14 +142,20 @@ func (r *routes) renew(id string, gen uint64, until time.Time) {
 	defer r.mu.Unlock()
 	if o := r.sources[id]; o != nil && o.mark.gen == gen && until.After(o.until) {
 		o.until = until
+		o.hear(time.Now())
 	}
 }
 
 // renewOwn renews a source that this node owns.
-func (r *routes) renewOwn(id string, until time.Time) {
+func (r *routes) renewOwn(id string, now, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if o := r.sources[id]; o != nil && until.After(o.until) {
+	o := r.sources[id]
+	if o == nil {
+		return
+	}
+	o.hear(now)
+	if until.After(o.until) {
 		o.until = until
 	}
 }
@@ -307,11 +316,11 @@ func choose(members []*target, print uint64) *target {
 const weightHere = 1 << 20
 
 // decodeNews reads the answer to a pull and applies it. A source that is complete
-// with it may be relied on until the lease ends.
-func (r *routes) decodeNews(body []byte, until time.Time) (complete bool, err error) {
+// with it may be relied on until the lease ends; seen are the shards that the peer hears.
+func (r *routes) decodeNews(body []byte, until time.Time) (complete bool, seen []telemetry.ShardID, err error) {
 	rd := wire.NewReader(body)
 	if v := rd.Byte(); v != pullVersion {
-		return false, errVersion(v)
+		return false, nil, errVersion(v)
 	}
 	complete = true
 	for range rd.Count(6) {
@@ -322,7 +331,7 @@ func (r *routes) decodeNews(body []byte, until time.Time) (complete bool, err er
 			changes = append(changes, change{rd.String(), rd.Uint()})
 		}
 		if rd.Err() != nil {
-			return false, rd.Err()
+			return false, nil, rd.Err()
 		}
 		ok := r.apply(id, mark{gen, ver}, reset, changes)
 		if ok && ver == head {
@@ -330,5 +339,6 @@ func (r *routes) decodeNews(body []byte, until time.Time) (complete bool, err er
 		}
 		complete = complete && ver == head
 	}
-	return complete, rd.Err()
+	seen = decodeSight(rd)
+	return complete, seen, rd.Err()
 }

@@ -86,7 +86,7 @@ func (h *Host) PeerDown(ctx context.Context, peer string) {
 			case <-time.After(wait):
 			}
 			now := s.leader()
-			alive := s.raft.LastContact().After(told) // it was not dead after all
+			alive := s.raft.LastContact().After(told) || h.deps.Sessions.Astray(s.id) // it was not dead after all
 			if now == leader && s.raft.State() == raft.Follower && !alive {
 				h.stand(s)
 			}

@@ -31,6 +31,9 @@ type Sessions interface {
 	// Gone reports whether a process certainly no longer acts for its clients, as
 	// far as a leader since ledSince can know.
 	Gone(owner session.Owner, ledSince time.Time) bool
+	// Astray reports whether another node hears the leader of a shard that is silent
+	// here: it lives, and who stands against it only unseats it.
+	Astray(id telemetry.ShardID) bool
 	// Settled waits until all nodes know the filters that this leader has announced.
 	Settled(ctx context.Context, id telemetry.ShardID) error
 }
@@ -44,6 +47,7 @@ func (nobody) Effects(telemetry.ShardID, session.Effects)             {}
 func (nobody) Hints(telemetry.ShardID, []session.Hint)                {}
 func (nobody) Wills(telemetry.ShardID, []session.Will)                {}
 func (nobody) Gone(session.Owner, time.Time) bool                     { return false }
+func (nobody) Astray(telemetry.ShardID) bool                          { return false }
 func (nobody) Settled(context.Context, telemetry.ShardID) error       { return nil }
 
 // hintEvery is how often a leader repeats what clients may have missed.
