@@ -9,10 +9,11 @@ import (
 )
 
 const (
-	closeTimeout   = time.Second // for the last bytes to a client that is being closed
-	lingerTimeout  = time.Second // for it to read them: closing over unread input resets the connection
-	lingerBytesMax = 32 << 10    // answers to all that a window holds, and more
-	spareBytesMax  = 16 << 10    // a write buffer larger than this is not kept
+	closeTimeout   = time.Second     // for the last bytes to a client that is being closed
+	lingerTimeout  = time.Second     // for it to read them: closing over unread input resets the connection
+	lingerMax      = 5 * time.Second // altogether, for one that goes on answering what it was sent before
+	lingerBytesMax = 32 << 10        // answers to all that a window holds, and more
+	spareBytesMax  = 16 << 10        // a write buffer larger than this is not kept
 )
 
 // pump answers what is committed, admits what waits, writes what is gathered, and
@@ -215,11 +216,15 @@ func (c *conn) finish() {
 // linger lets the client read the last bytes before the socket goes away.
 func (c *conn) linger() {
 	half, ok := c.Conn.(interface{ CloseWrite() error })
-	if !ok || half.CloseWrite() != nil || c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout)) != nil {
+	if !ok || half.CloseWrite() != nil {
 		return
 	}
 	buf := make([]byte, 512)
-	for left := lingerBytesMax; left > 0; { // a peer that keeps sending is not waited for
+	end := time.Now().Add(lingerMax)
+	for left := lingerBytesMax; left > 0 && time.Now().Before(end); { // a peer that keeps sending is not waited for
+		if c.Conn.SetReadDeadline(time.Now().Add(lingerTimeout)) != nil {
+			return
+		}
 		n, err := c.Conn.Read(buf)
 		if err != nil {
 			return

@@ -147,7 +147,7 @@ func TestDisconnectWithAReasonAloneKeepsTheWill(t *testing.T) {
 }
 
 func TestClientThatAnswersSlowlyReadsWhyItIsDisconnected(t *testing.T) {
-	const window = 200
+	const window = 60 // answered more slowly than a client that is silent is waited for
 	b := start(t, Config{Window: window}, newMemory())
 	c, _ := dial(t, b, 5, "c1", connectOptions{})
 	for id := range uint16(window + 1) { // one more than the receive maximum
@@ -161,7 +161,7 @@ func TestClientThatAnswersSlowlyReadsWhyItIsDisconnected(t *testing.T) {
 			}
 			return
 		}
-		time.Sleep(time.Millisecond)
+		time.Sleep(lingerTimeout * 5 / 4 / window)
 		c.send([]byte{0x62, 2, byte(pk.PacketID >> 8), byte(pk.PacketID)})
 	}
 }
