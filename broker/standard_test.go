@@ -150,9 +150,16 @@ func TestClientThatAnswersSlowlyReadsWhyItIsDisconnected(t *testing.T) {
 	const window = 60 // answered more slowly than a client that is silent is waited for
 	b := start(t, Config{Window: window}, newMemory())
 	c, _ := dial(t, b, 5, "c1", connectOptions{})
-	for id := range uint16(window + 1) { // one more than the receive maximum
+	for id := range uint16(window) {
 		c.publish(pub{topic: "t", payload: "x", qos: 2, id: id + 1})
 	}
+	eventually(t, "all are answered", func() bool {
+		own := b.all()[0]
+		own.mu.Lock()
+		defer own.mu.Unlock()
+		return own.received == window
+	})
+	c.publish(pub{topic: "t", payload: "x", qos: 2, id: window + 1}) // one more than the receive maximum
 	for {
 		pk := c.read()
 		if pk.FixedHeader.Type == packets.Disconnect {
