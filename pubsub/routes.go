@@ -38,7 +38,8 @@ type origin struct {
 	lapsed bool            // it was not, for a while
 
 	heard   time.Time // when its owner last spoke of it
-	strayed time.Time // when a peer last said that it hears a leader that this node does not; zero since it does
+	missed  time.Time // when a peer first said that it hears a leader that this node does not; zero since it does
+	strayed time.Time // when a peer last said so, for long enough
 }
 
 // target is where a matching filter leads; group is the whole filter of a shared

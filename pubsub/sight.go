@@ -29,7 +29,21 @@ const (
 )
 
 // hear notes that the leader of a shard has spoken. mu is held.
-func (o *origin) hear(now time.Time) { o.heard, o.strayed = now, time.Time{} }
+func (o *origin) hear(now time.Time) { o.heard, o.missed, o.strayed = now, time.Time{}, time.Time{} }
+
+// misses reports whether a node has lost a shard that another one sees. It must have
+// missed it a moment before as well: after a pause of this process, the words of the
+// leader may stand behind those of the other node. mu is held.
+func (o *origin) misses(now time.Time) bool {
+	age := now.Sub(o.heard)
+	if age < sightLost-pullHold {
+		return false
+	}
+	if o.missed.IsZero() {
+		o.missed = now
+	}
+	return age >= sightLost && now.Sub(o.missed) >= pullHold/2
+}
 
 // seen lists the shards whose leaders this node hears.
 func (r *routes) seen(now time.Time) (out []telemetry.ShardID) {
@@ -49,7 +63,7 @@ func (r *routes) compare(seen []telemetry.ShardID, now time.Time) (out []session
 	defer r.mu.Unlock()
 	for _, id := range seen {
 		o := r.sources[shardSource(id)]
-		if o == nil || o.heard.IsZero() || now.Sub(o.heard) < sightLost {
+		if o == nil || o.heard.IsZero() || !o.misses(now) {
 			continue
 		}
 		o.strayed = now

@@ -98,6 +98,11 @@ func TestAShardIsAstrayWhileAnotherNodeSaysSo(t *testing.T) {
 	}
 	r.sources[shardSource(3)].hear(cut)
 	now := cut.Add(sightLost)
+	if list := r.compare(seen, now.Add(time.Hour)); len(list) > 0 {
+		t.Errorf("astray are %v for a process that was paused and has yet to read what the leader has said", list)
+	}
+	r.sources[shardSource(3)].hear(cut)
+	r.compare(seen, now.Add(-pullHold))
 	list := r.compare(seen, now)
 	if len(list) != 1 || list[0] != (session.Astray{Shard: 3, For: sightLost}) || !r.astray(3, now) || r.astrays(now) != 1 {
 		t.Errorf("astray are %v", list)

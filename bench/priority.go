@@ -1,0 +1,391 @@
+package bench
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/sluice-iot/sluice/devcluster"
+)
+
+// PriorityConfig of the scenario of commands under overload.
+type PriorityConfig struct {
+	Binary      string // the sluice executable
+	Dir         string // for the cluster's data; "" is a temporary directory
+	Shards      uint32
+	Connections int // that publish telemetry as fast as it is acknowledged
+	Window      int // of each
+	Subscribers int // to all telemetry, on the device's node
+	SlowBytes   int // per second that each of them reads; 0: as fast as it can
+	Rate        float64
+	Duration    time.Duration
+	Progress    io.Writer // what is being done, may be nil
+}
+
+// Priority compares commands with bulk messages that are published beside them: through
+// one node, at QoS 1, for a device that is connected to another one.
+type Priority struct {
+	Telemetry   float64       `json:"telemetry_per_second"` // acknowledged meanwhile
+	Latency     Gaps          `json:"telemetry_ack"`        // in ms
+	Subscribers int           `json:"subscribers"`
+	Cut         int           `json:"subscribers_cut"` // how often the broker cut one off that did not keep up
+	Idle        PriorityRound `json:"idle"`            // without telemetry
+	Loaded      PriorityRound `json:"loaded"`
+	LoadBefore  float64       `json:"load_average_before"`
+	LoadAfter   float64       `json:"load_average_after"`
+}
+
+// PriorityRound is what commands and bulk messages took, in ms.
+type PriorityRound struct {
+	Commands PriorityClass `json:"commands"`
+	Bulk     PriorityClass `json:"bulk"`
+}
+
+// PriorityClass is one class of messages.
+type PriorityClass struct {
+	Sent      int  `json:"sent"`
+	Ack       Gaps `json:"acknowledged"` // from its intended sending to its PUBACK
+	Delivered Gaps `json:"delivered"`    // to its receipt by the device
+	Lost      int  `json:"lost"`         // acknowledged, and not received within a minute
+}
+
+const (
+	priorityDevice = "valve"
+	priorityIdle   = 5 * time.Second
+	priorityWarm   = 3 * time.Second
+	priorityDrain  = time.Minute // for what waits in the end
+	priorityBulk   = "fleet/" + priorityDevice + "/report"
+	priorityOrder  = "devices/" + priorityDevice + "/commands"
+)
+
+// RunPriority loads a fresh cluster beyond what it takes and publishes commands and bulk
+// messages in turn.
+func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err error) {
+	if cfg.Progress == nil {
+		cfg.Progress = io.Discard
+	}
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, stop()) }()
+	out = &Priority{Subscribers: cfg.Subscribers, LoadBefore: loadAverage()}
+	fmt.Fprintf(cfg.Progress, "commands and bulk messages on an idle cluster for %v ...\n", priorityIdle)
+	if out.Idle, err = priorityRound(ctx, &cfg, c, priorityIdle); err != nil {
+		return nil, err
+	}
+	here := c.Nodes()[failoverNodes-1]
+	slow := readers{members: map[*member]bool{}}
+	defer slow.end()
+	for i := range cfg.Subscribers {
+		if err := slow.add(ctx, here.MQTT, "reader-"+strconv.Itoa(i), cfg.SlowBytes); err != nil {
+			return nil, err
+		}
+	}
+	fmt.Fprintf(cfg.Progress, "under telemetry of %d connections for %v ...\n", cfg.Connections, cfg.Duration)
+	var addrs []string
+	for _, n := range c.Nodes() {
+		addrs = append(addrs, n.MQTT)
+	}
+	loaded := make(chan error, 1)
+	go func() {
+		res, err := Run(ctx, Load{Addrs: addrs, Connections: cfg.Connections, Window: cfg.Window, Duration: cfg.Duration + 2*priorityWarm, Prefix: "bulk"})
+		if err == nil {
+			q := func(p float64) float64 { return float64(res.Latency.ValueAtQuantile(p)) / 1000 }
+			out.Telemetry, out.Latency = res.Rate(), Gaps{Count: int(res.Acked), P50: q(50), P90: q(90), P99: q(99), Max: q(100)}
+		}
+		loaded <- err
+	}()
+	time.Sleep(priorityWarm)
+	out.Loaded, err = priorityRound(ctx, &cfg, c, cfg.Duration)
+	err = errors.Join(err, <-loaded)
+	out.Cut, out.LoadAfter = slow.end(), loadAverage()
+	return out, err
+}
+
+// priorityRound publishes through the first node for the device at the last one.
+func priorityRound(ctx context.Context, cfg *PriorityConfig, c *devcluster.Cluster, length time.Duration) (r PriorityRound, err error) {
+	d := &listener{orders: map[string]time.Time{}, some: make(chan struct{}, 1)}
+	m := &member{id: priorityDevice, durable: true, source: byte(source)}
+	if _, err := m.connect(ctx, c.Nodes()[failoverNodes-1].MQTT); err != nil {
+		return r, err
+	}
+	defer m.leave()
+	for _, f := range []string{priorityOrder, priorityBulk} {
+		if err := m.subscribeTo(f); err != nil {
+			return r, err
+		}
+	}
+	go d.listen(m.nc)
+	classes := []*PriorityClass{&r.Commands, &r.Bulk}
+	errs := make([]error, len(classes))
+	var wg sync.WaitGroup
+	for i, topic := range []string{priorityOrder, priorityBulk} {
+		wg.Go(func() {
+			errs[i] = orders(ctx, c.Nodes()[0].MQTT, topic, time.Duration(float64(time.Second)/cfg.Rate), length, d, classes[i])
+		})
+	}
+	wg.Wait()
+	return r, errors.Join(errs...)
+}
+
+// orders publishes at a steady rate whatever the acknowledgements do, and waits until
+// what was acknowledged has arrived.
+func orders(ctx context.Context, addr, topic string, every, length time.Duration, d *listener, out *PriorityClass) error {
+	p, err := dial(ctx, addr, "sender-of-"+strings.ReplaceAll(topic, "/", "-"))
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	stop := context.AfterFunc(ctx, p.close)
+	defer stop()
+	var at []time.Time // intended
+	sent := make(chan time.Time, int(length/every)+2)
+	var acks []time.Duration
+	done := make(chan error, 1)
+	go func() {
+		for t := range sent {
+			if _, err := p.readAck(); err != nil {
+				done <- fmt.Errorf("acknowledgement of a publish on %s: %w", topic, err)
+				return
+			}
+			acks = append(acks, time.Since(t))
+		}
+		done <- nil
+	}()
+	begin := time.Now()
+	for next := begin; next.Before(begin.Add(length)) && ctx.Err() == nil; next = next.Add(every) {
+		time.Sleep(time.Until(next))
+		if _, err := p.Write(appendOrder(nil, topic, uint16(len(at)%60_000)+1, orderText(topic, len(at)))); err != nil {
+			return err
+		}
+		at = append(at, next)
+		sent <- next
+	}
+	close(sent)
+	if err := p.SetReadDeadline(time.Now().Add(priorityDrain)); err != nil {
+		return err
+	}
+	if err := <-done; err != nil {
+		return err
+	}
+	out.Sent, out.Ack = len(at), gapsOf(acks)
+	var took []time.Duration
+	for i, t := range at {
+		if got, ok := d.await(ctx, orderText(topic, i)); ok {
+			took = append(took, got.Sub(t))
+		} else {
+			out.Lost++
+		}
+	}
+	out.Delivered = gapsOf(took)
+	return ctx.Err()
+}
+
+func orderText(topic string, seq int) string { return topic + " " + strconv.Itoa(seq) }
+
+func appendOrder(b []byte, topic string, id uint16, text string) []byte {
+	return append(b, packetOf(packetPub1, append(binary.BigEndian.AppendUint16(appendText(nil, topic), id), text...))...)
+}
+
+// listener is the device: it notes when it was given what.
+type listener struct {
+	some chan struct{}
+
+	mu     sync.Mutex
+	orders map[string]time.Time
+	over   bool
+}
+
+// listen reads until the connection ends, and acknowledges.
+func (l *listener) listen(nc net.Conn) {
+	r := bufio.NewReader(nc)
+	for {
+		body, id, err := readPublish(r)
+		if err == nil && id > 0 {
+			_, err = nc.Write([]byte{0x40, 2, byte(id >> 8), byte(id)})
+		}
+		l.mu.Lock()
+		if err == nil {
+			if _, again := l.orders[body]; !again {
+				l.orders[body] = time.Now()
+			}
+		}
+		l.over = err != nil
+		l.mu.Unlock()
+		select {
+		case l.some <- struct{}{}:
+		default:
+		}
+		if err != nil {
+			return
+		}
+	}
+}
+
+// await is when a message came; false when it does not come any more.
+func (l *listener) await(ctx context.Context, text string) (time.Time, bool) {
+	for end := time.Now().Add(priorityDrain); ; {
+		l.mu.Lock()
+		at, ok := l.orders[text]
+		over := l.over
+		l.mu.Unlock()
+		if ok || over || time.Now().After(end) || ctx.Err() != nil {
+			return at, ok
+		}
+		select {
+		case <-l.some:
+		case <-time.After(50 * time.Millisecond): // another waits, too
+		case <-ctx.Done():
+		}
+	}
+}
+
+// readPublish reads packets up to the next PUBLISH to an MQTT 5 client.
+func readPublish(r *bufio.Reader) (payload string, id uint16, err error) {
+	for {
+		first, err := r.ReadByte()
+		if err != nil {
+			return "", 0, err
+		}
+		size, err := binary.ReadUvarint(r)
+		if err != nil {
+			return "", 0, err
+		}
+		body := make([]byte, size)
+		if _, err := io.ReadFull(r, body); err != nil {
+			return "", 0, err
+		}
+		if first>>4 != 3 {
+			continue
+		}
+		at := 2
+		if len(body) >= 2 {
+			at += int(binary.BigEndian.Uint16(body))
+		}
+		if first&6 > 0 && len(body) >= at+2 {
+			id, at = binary.BigEndian.Uint16(body[at:]), at+2
+		}
+		if at >= len(body) {
+			return "", 0, errors.New("a PUBLISH of the broker is cut short")
+		}
+		props, n := binary.Uvarint(body[at:])
+		if at += n + int(props); n < 1 || at > len(body) {
+			return "", 0, errors.New("the properties of a PUBLISH of the broker are cut short")
+		}
+		return string(body[at:]), id, nil
+	}
+}
+
+// readers subscribe to all telemetry, again and again when they are cut off.
+type readers struct {
+	done sync.WaitGroup
+
+	mu      sync.Mutex
+	members map[*member]bool // that are connected
+	ending  bool
+	cut     int
+}
+
+// add begins with a reader of so many bytes per second; with 0 it reads as fast as it can.
+func (s *readers) add(ctx context.Context, addr, id string, bytes int) error {
+	m := &member{id: id, source: byte(source)}
+	if err := s.open(ctx, m, addr); err != nil {
+		return err
+	}
+	s.done.Go(func() {
+		for {
+			s.read(m, bytes)
+			if s.closed(m) {
+				return
+			}
+			for s.open(ctx, m, addr) != nil && ctx.Err() == nil && !s.closed(m) {
+				time.Sleep(100 * time.Millisecond)
+			}
+		}
+	})
+	return nil
+}
+
+func (s *readers) open(ctx context.Context, m *member, addr string) error {
+	if _, err := m.connect(ctx, addr); err != nil {
+		return err
+	}
+	if err := m.subscribeTo("devices/+/telemetry"); err != nil {
+		return errors.Join(err, m.nc.Close())
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending {
+		return errors.Join(net.ErrClosed, m.nc.Close())
+	}
+	s.members[m] = true
+	return nil
+}
+
+// read takes messages until the connection ends.
+func (s *readers) read(m *member, bytes int) {
+	r := bufio.NewReader(m.nc)
+	for began, read := time.Now(), 0; ; {
+		body, id, err := readPublish(r)
+		if err == nil && id > 0 {
+			_, err = m.nc.Write([]byte{0x40, 2, byte(id >> 8), byte(id)})
+		}
+		if err != nil {
+			return
+		}
+		read += len(body)
+		if bytes > 0 {
+			time.Sleep(time.Until(began.Add(time.Duration(read) * time.Second / time.Duration(bytes))))
+		}
+	}
+}
+
+// closed notes that a reader is not connected any more, and reports whether it shall not be.
+func (s *readers) closed(m *member) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.ending && s.members[m] {
+		s.cut++
+	}
+	delete(s.members, m)
+	return s.ending
+}
+
+// end closes all and reports how often the broker had cut one off.
+func (s *readers) end() int {
+	s.mu.Lock()
+	s.ending = true
+	for m := range s.members {
+		_ = m.nc.Close() // what was on its way is of no use
+	}
+	s.mu.Unlock()
+	s.done.Wait()
+	return s.cut
+}
+
+// Table writes the result for people.
+func (o *Priority) Table(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%.0f messages/s of telemetry acknowledged, after %.0f ms at the median and %.0f ms at p99; %d subscribers to it, cut off %d times\n",
+		o.Telemetry, o.Latency.P50, o.Latency.P99, o.Subscribers, o.Cut)
+	fmt.Fprintf(&b, "load average %.1f before, %.1f after\n", o.LoadBefore, o.LoadAfter)
+	fmt.Fprintf(&b, "%-32s %6s %6s  %26s  %26s\n", "ms", "sent", "lost", "acknowledged p50/p99/max", "delivered p50/p99/max")
+	for _, r := range []struct {
+		name string
+		c    *PriorityClass
+	}{{"idle: commands", &o.Idle.Commands}, {"idle: bulk", &o.Idle.Bulk}, {"overload: commands", &o.Loaded.Commands}, {"overload: bulk", &o.Loaded.Bulk}} {
+		three := func(g Gaps) string { return fmt.Sprintf("%.1f / %.1f / %.0f", g.P50, g.P99, g.Max) }
+		fmt.Fprintf(&b, "%-32s %6d %6d  %26s  %26s\n", r.name, r.c.Sent, r.c.Lost, three(r.c.Ack), three(r.c.Delivered))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
