@@ -64,7 +64,7 @@ func (r *result) connected() (session.Connected, error) {
 func (h *Hub) Connect(ctx context.Context, c session.Connect, late func(session.Connected, error)) (session.Connected, error) {
 	c.Node, c.NodeEpoch = h.cfg.Self, h.cfg.Epoch
 	id := h.ShardOf(c.Client)
-	if h.routes.astray(id, time.Now()) {
+	if h.routes.lost(id, time.Now()) {
 		return session.Connected{}, session.ErrElsewhere
 	}
 	mine := &claim{ready: make(chan result, 1)}
@@ -95,9 +95,12 @@ func (h *Hub) awaitClaim(ctx context.Context, id telemetry.ShardID, mine *claim)
 		case r := <-mine.ready:
 			return r, nil
 		case <-ctx.Done():
+			if h.routes.astray(id, time.Now()) {
+				return result{}, session.ErrElsewhere
+			}
 			return result{}, ctx.Err()
 		case now := <-look.C:
-			if h.routes.astray(id, now) {
+			if h.routes.lost(id, now) {
 				return result{}, session.ErrElsewhere
 			}
 		}

@@ -168,11 +168,16 @@ func (h *Hub) Close() error {
 func (h *Hub) run() {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
+	last := time.Now()
 	for n := 0; ; n++ {
 		select {
 		case <-h.ctx.Done():
 			return
 		case now := <-tick.C:
+			if now.Sub(last) > pauseMax {
+				h.routes.excuse()
+			}
+			last = now
 			h.board.expire(now)
 			h.renewOwn(now)
 			h.routeWaiting(now)

@@ -30,8 +30,8 @@
 //	    device, none overtakes an earlier one, and no durable session is gone
 //	C12 subscriptions were made and dropped on every node while the fault lasted;
 //	    afterwards a publish through any node reaches exactly the subscribers there
-//	    are, once each, and no node keeps a route that nobody has asked for (only
-//	    with --routes: it takes a machine that is not busy with tests)
+//	    are, once each, and no node keeps a route that nobody has asked for (but
+//	    with --no-routes; the tests leave it out, which run beside others)
 //
 // # Determinism
 //

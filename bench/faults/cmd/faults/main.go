@@ -32,7 +32,7 @@ type runCmd struct {
 	Seed   uint64        `help:"Draws victims and moments; 0 takes the time."`
 	Dir    string        `help:"Keeps the histories of failing runs; default: a directory below the temporary one."`
 	Keep   bool          `help:"Keep the directories of passing runs too."`
-	Routes bool          `help:"Change subscriptions while the fault lasts, and judge who is given what afterwards (C12)."`
+	Routes bool          `default:"true" negatable:"" help:"Change subscriptions while the fault lasts, and judge who is given what afterwards (C12)."`
 	For    time.Duration `help:"Draw faults from the seed for so long instead of running each once."`
 }
 
