@@ -1,6 +1,7 @@
 package shard
 
 import (
+	"fmt"
 	"iter"
 	"slices"
 	"sort"
@@ -11,7 +12,8 @@ import (
 
 // What waits for a store that is away for long costs disk, not memory: data goes
 // back to the log, marks go to files, and what is left, the bookkeeping of the
-// blocks, is packed in runs: about 10 bytes a block instead of 200.
+// blocks, is packed in runs, about 10 bytes a block instead of 200, and goes to
+// files as well when there are many: half a byte a block stays.
 const (
 	// runBlocks is how many blocks are packed together.
 	runBlocks = 256
@@ -20,6 +22,8 @@ const (
 	// and retained is not packed while little waits: its marks would be written.
 	nodeBlocksMax = 1 << 17
 	shardBlocks   = 4 * runBlocks
+	// shardRuns is how many runs of a shard stay in memory, packed.
+	shardRuns = 32
 )
 
 // run is a number of blocks of which nothing but the bookkeeping is in memory. It
@@ -28,7 +32,10 @@ type run struct {
 	first, last uint64 // index
 	count       int
 	rows        [telemetry.Lanes]uint64
-	packed      []byte
+	packed      []byte          // nil: in book
+	book        *spillFile      // where packed is
+	at          int64           // ... in it
+	size        int             // ... and its length
 	marks       *spillFile      // of all that have any
 	data        *spillFile      // of all that are pinned
 	plain       []*pendingBlock // instead of packed: some keep their data
@@ -98,6 +105,27 @@ func (r *run) shares(of **spillFile, file *spillFile) bool {
 	return file == nil || *of == file
 }
 
+// onDisk is the same run with its bookkeeping in a file.
+func (r *run) onDisk(book *spillFile, at int64) *run {
+	light := *r
+	light.book, light.at, light.size, light.packed = book, at, len(r.packed), nil
+	return &light
+}
+
+// bytes is what is packed. A file that this process wrote and cannot read back
+// leaves nobody who knows what waits: nothing but a restart, which learns it from
+// the log, is right then.
+func (r *run) bytes() []byte {
+	if r.book == nil {
+		return r.packed
+	}
+	b := make([]byte, r.size)
+	if _, err := r.book.ReadAt(b, r.at); err != nil {
+		panic(fmt.Sprintf("shard: read what is known of the waiting blocks %d to %d: %v", r.first, r.last, err))
+	}
+	return b
+}
+
 // all yields the blocks.
 func (r *run) all(yield func(*pendingBlock) bool) bool {
 	for _, b := range r.plain {
@@ -106,7 +134,7 @@ func (r *run) all(yield func(*pendingBlock) bool) bool {
 		}
 	}
 	index, marksEnd := r.first, int64(0)
-	for w := wire.NewReader(r.packed); w.Len() > 0; {
+	for w := wire.NewReader(r.bytes()); w.Len() > 0; {
 		flags := w.Uint()
 		index += w.Uint()
 		b := &pendingBlock{index: index, term: w.Uint(), pinned: flags&packedPinned != 0}
@@ -185,6 +213,20 @@ func (p *pending) pack() {
 		p.cold = append(p.cold, newRun(chunk))
 	}
 	p.shift(n)
+}
+
+// heavy are the oldest runs that are in memory and should not be.
+func (p *pending) heavy() []*run {
+	return slices.Clone(p.cold[min(p.booked, len(p.cold)):max(p.booked, len(p.cold)-shardRuns)])
+}
+
+// lighten puts a run in the place of the next heavy one, unless that has gone
+// meanwhile.
+func (p *pending) lighten(heavy, light *run) {
+	if p.booked < len(p.cold) && p.cold[p.booked] == heavy {
+		p.cold[p.booked] = light
+		p.booked++
+	}
 }
 
 // shift takes the first blocks out of the list.

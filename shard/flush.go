@@ -95,7 +95,8 @@ type flusher struct {
 	lanes   [telemetry.Lanes]lane
 
 	marksMax   atomic.Int64
-	spill      spill
+	spill      spill        // marks
+	books      spill        // runs of blocks
 	spillBytes atomic.Int64 // of spill, for others
 }
 
@@ -117,7 +118,7 @@ type writtenRange struct {
 }
 
 func newFlusher(s *Shard, cfg FlushConfig, st Stores, t *turns, dir string) *flusher {
-	f := &flusher{shard: s, cfg: cfg.withDefaults(), stores: st, turns: t, signal: make(chan struct{}, 1), spill: spill{dir: dir}}
+	f := &flusher{shard: s, cfg: cfg.withDefaults(), stores: st, turns: t, signal: make(chan struct{}, 1), spill: spill{dir: dir}, books: spill{dir: dir, shared: true}}
 	f.marksMax.Store(marksMax)
 	for i := range f.lanes {
 		f.lanes[i] = lane{lane: telemetry.Lane(i), signal: make(chan struct{}, 1)}

@@ -63,12 +63,13 @@ const marksMax = 1 << 19
 // space file by file.
 const spillBytesMax = 16 << 20
 
-// spill holds marks that memory has no room for. Its files have no name: they end
+// spill holds what memory has no room for, such as marks. Its files have no name: they end
 // with the process, and a restart computes the marks again from the log. It
 // belongs to one goroutine; readers of the files need no lock.
 type spill struct {
-	dir   string
-	files []*spillFile
+	dir    string
+	shared bool // readers may have a file when nothing is needed of it any more: it is closed when they have all gone
+	files  []*spillFile
 }
 
 type spillFile struct {
@@ -107,16 +108,23 @@ func (s *spill) append(index uint64, data []byte) (f *spillFile, offset int64, e
 // release closes the files of which nothing is needed behind an index.
 func (s *spill) release(kept uint64) {
 	for len(s.files) > 0 && s.files[0].last <= kept && s.files[0].last > 0 {
-		_ = s.files[0].Close() // it has no name: nothing is left of it
+		s.done(s.files[0])
 		s.files = s.files[1:]
 	}
 }
 
 func (s *spill) close() {
 	for _, f := range s.files {
-		_ = f.Close() // see release
+		s.done(f)
 	}
 	s.files = nil
+}
+
+// done closes a file, or leaves that to the garbage collector.
+func (s *spill) done(f *spillFile) {
+	if !s.shared {
+		_ = f.Close() // it has no name: nothing is left of it
+	}
 }
 
 // bytes is what the files take on disk.
@@ -128,7 +136,8 @@ func (s *spill) bytes() (n int64) {
 }
 
 // spillMarks moves the oldest marks to disk until memory holds at most marksMax
-// of them, and of no more blocks than it should, and packs what is left.
+// of them, and of no more blocks than it should, packs what is left, and moves
+// that to disk as well where there is much of it.
 // Where that fails they stay where they are.
 func (f *flusher) spillMarks() error {
 	m := f.shard.fsm.machine
@@ -161,8 +170,23 @@ func (f *flusher) spillMarks() error {
 	}
 	m.mu.Lock()
 	m.pending.pack()
+	runs := m.pending.heavy()
 	m.mu.Unlock()
-	f.spillBytes.Store(f.spill.bytes() + parked)
+	f.books.release(kept)
+	for _, r := range runs {
+		light := r // what is not packed stays
+		if r.plain == nil {
+			book, at, err := f.books.append(r.last, r.packed)
+			if err != nil {
+				return err
+			}
+			light = r.onDisk(book, at)
+		}
+		m.mu.Lock()
+		m.pending.lighten(r, light)
+		m.mu.Unlock()
+	}
+	f.spillBytes.Store(f.spill.bytes() + f.books.bytes() + parked)
 	return nil
 }
 

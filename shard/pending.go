@@ -111,6 +111,7 @@ type pending struct {
 	durable    uint64               // the store this replica reads from holds everything up to here
 	watermarks telemetry.Watermarks // replicated: decided (embedded) or committed (shared database)
 	cold       []*run               // the oldest blocks
+	booked     int                  // leading runs of cold that memory has nothing more of to give to a file
 	blocks     []*pendingBlock
 	decided    []*flushRange
 	rows       [telemetry.Lanes]uint64 // of blocks above the lane's watermark
@@ -305,7 +306,7 @@ func (p *pending) trim(to uint64) {
 	for gone < len(p.cold) && p.cold[gone].last <= to {
 		gone++
 	}
-	p.cold = slices.Delete(p.cold, 0, gone)
+	p.cold, p.booked = slices.Delete(p.cold, 0, gone), max(0, p.booked-gone)
 }
 
 // head is the part that append writes, as it is now: a decided range does not

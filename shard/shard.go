@@ -435,6 +435,7 @@ func (s *Shard) close() error {
 		errs = append(errs, fmt.Errorf("stop raft of shard %d: %w", s.id, err))
 	}
 	s.flush.spill.close()
+	s.flush.books.close()
 	s.fsm.closeParking()
 	return errors.Join(errs...)
 }
