@@ -3,14 +3,28 @@ package node
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/sluice-iot/sluice/backlog"
 	"github.com/sluice-iot/sluice/store/archive"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
 func (c *ArchiveConfig) s3() *archive.S3Config {
 	return &archive.S3Config{Endpoint: c.Endpoint, Bucket: c.Bucket, Region: c.Region, AccessKey: c.AccessKey, SecretKey: c.SecretKey}
+}
+
+// folder is the prefix behind which the clusters' folders are.
+func (c *ArchiveConfig) folder() string {
+	prefix := strings.TrimPrefix(c.Prefix, "/")
+	if prefix != "" && !strings.HasSuffix(prefix, "/") {
+		prefix += "/"
+	}
+	return prefix
 }
 
 // openArchive gives what copies files until its context ends, nil when none is configured. It
@@ -24,10 +38,7 @@ func (n *node) openArchive() (run func(context.Context), err error) {
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
-	prefix := strings.TrimPrefix(c.Prefix, "/")
-	if prefix != "" && !strings.HasSuffix(prefix, "/") {
-		prefix += "/"
-	}
+	prefix := c.folder()
 	under := func() string {
 		id := n.identity.ClusterID()
 		if id == "" {
@@ -35,7 +46,7 @@ func (n *node) openArchive() (run func(context.Context), err error) {
 		}
 		return prefix + id + "/"
 	}
-	a, err := archive.New(n.logger, n.registry, archive.Config{Prefix: under, Leads: n.leads}, n.stores.files, bucket)
+	a, err := archive.New(n.logger, n.registry, archive.Config{Prefix: under, Leads: n.leads, Hold: n.stores.hold}, n.stores.files, bucket)
 	if err != nil {
 		return nil, err
 	}
@@ -43,6 +54,34 @@ func (n *node) openArchive() (run func(context.Context), err error) {
 		a.Run(ctx)
 		bucket.Close()
 	}, nil
+}
+
+// openHold gives what keeps rows beyond their retention for an archive, nil where nothing does.
+func openHold(logger *slog.Logger, reg prometheus.Registerer, cfg *Config) (*archive.Hold, error) {
+	c := &cfg.Archive
+	if c.Endpoint == "" || c.HoldMax == 0 || cfg.Store.Retention == 0 {
+		return nil, nil
+	}
+	dir := cfg.Node.Data
+	return archive.NewHold(logger, reg, archive.HoldConfig{
+		Max: c.HoldMax, BytesMax: int64(c.HoldMaxMiB) << 20, Space: func() (free, size int64) { return backlog.Free(dir), backlog.Size(dir) },
+	})
+}
+
+// holdTrouble is an alarm about rows of this node that wait for the archive, "" without.
+func (n *node) holdTrouble() string {
+	if n.stores.hold == nil {
+		return ""
+	}
+	h := n.stores.hold.State()
+	if !h.Late(time.Now()) {
+		return ""
+	}
+	text := fmt.Sprintf("node %s: the archive lacks rows of %d shards, %s, that store.retention has ended since %s; ", n.identity.Node(), h.Shards, size(h.Bytes), h.Since.UTC().Format(time.RFC3339))
+	if h.Short {
+		return text + "there is no room to keep them: the oldest go without a copy"
+	}
+	return text + fmt.Sprintf("they stay until it has them, from %s on they go without a copy", h.Until.UTC().Format(time.RFC3339))
 }
 
 // leads reports whether this node leads a shard, by its quorum's word.

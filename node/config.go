@@ -96,6 +96,10 @@ type ArchiveConfig struct {
 	Prefix    string `yaml:"prefix"`   // of all keys; the cluster's id follows
 	AccessKey string `yaml:"access_key"`
 	SecretKey string `yaml:"secret_key"`
+
+	// How long rows stay beyond store.retention for an archive that lacks them; 0: not at all.
+	HoldMax    time.Duration `yaml:"hold_max"`
+	HoldMaxMiB int           `yaml:"hold_max_mib"` // of files on a node that do; 0: while a tenth of the disk is free
 }
 
 // FlushConfig says when rows go there.
@@ -151,11 +155,12 @@ func defaultConfig() Config {
 		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401", SnapshotMiB: 64},
 		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"}, Limits: LimitsConfig{Connects: 5000},
 			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
-		HTTP:  HTTPConfig{Listen: "127.0.0.1:8080"},
-		Store: StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
-		Flush: FlushConfig{RowsMax: 100_000, Retain: 15 * time.Minute, RetainMiB: 1024},
-		WAL:   WALConfig{SegmentMiB: 64, SnapshotKiB: 64 << 10, TrailingEntries: 8192},
-		Log:   LogConfig{Level: "info"},
+		HTTP:    HTTPConfig{Listen: "127.0.0.1:8080"},
+		Store:   StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
+		Archive: ArchiveConfig{HoldMax: 720 * time.Hour},
+		Flush:   FlushConfig{RowsMax: 100_000, Retain: 15 * time.Minute, RetainMiB: 1024},
+		WAL:     WALConfig{SegmentMiB: 64, SnapshotKiB: 64 << 10, TrailingEntries: 8192},
+		Log:     LogConfig{Level: "info"},
 	}
 }
 
@@ -355,6 +360,12 @@ func (c *Config) Validate() error {
 		if err := c.Archive.s3().Validate(); err != nil {
 			problem("archive", "%s", obs.OneLine(err.Error()))
 		}
+	}
+	if h := c.Archive.HoldMax; h < 0 || h > retentionMax {
+		problem("archive.hold_max", "is %v: use 0s to %v", h, retentionMax)
+	}
+	if h := c.Archive.HoldMaxMiB; h < 0 || h > 1<<30 {
+		problem("archive.hold_max_mib", "is %d: use 0 to 1073741824", h)
 	}
 	if r := c.Store.Retention; r != 0 && (r < time.Hour || r > retentionMax) {
 		problem("store.retention", "is %v: use 1h to %v, or 0s to keep everything", r, retentionMax)

@@ -188,6 +188,9 @@ func (n *node) troubles() (out []string) {
 		out = append(out, fmt.Sprintf("node %s: snapshot %s of the meta group is damaged; another one is being taken", id, *name))
 	}
 	out = append(out, n.segmentTroubles()...)
+	if t := n.holdTrouble(); t != "" {
+		out = append(out, t)
+	}
 	return out
 }
 

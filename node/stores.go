@@ -13,6 +13,7 @@ import (
 	"github.com/sluice-iot/sluice/internal/obs"
 	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/store/archive"
 	"github.com/sluice-iot/sluice/store/parquet"
 	"github.com/sluice-iot/sluice/store/postgres"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -24,6 +25,7 @@ type stores struct {
 	name     string         // as status shows it
 	files    *parquet.Store // nil with a database
 	database *postgres.DB   // nil with the embedded store
+	hold     *archive.Hold  // nil when no rows wait for an archive
 	close    func() error
 	// failed gets the error after which nobody knows what the disk holds.
 	failed chan error
@@ -49,8 +51,17 @@ func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *
 		}
 		return stores{Stores: shard.Stores{Shared: db}, name: "postgres", database: db, close: db.Close}, nil
 	}
+	hold, err := openHold(logger, reg, &cfg)
+	if err != nil {
+		return stores{}, err
+	}
+	var keeper parquet.Keeper
+	if hold != nil {
+		keeper = hold
+	}
 	files, err := parquet.Open(logger, reg, parquet.Config{
-		Dir: filepath.Join(cfg.Node.Data, "store"), Retention: cfg.Store.Retention,
+		Keeper: keeper,
+		Dir:    filepath.Join(cfg.Node.Data, "store"), Retention: cfg.Store.Retention,
 		CompactBytesPerSecond: cfg.Store.CompactMiBPerSecond << 20, ScrubBytesPerSecond: cfg.Store.ScrubMiBPerSecond << 20,
 		ScrubEvery: cfg.Store.ScrubEvery, OnDamage: rotten,
 	})
@@ -58,7 +69,7 @@ func openStores(logger *slog.Logger, reg prometheus.Registerer, cfg Config, id *
 		return stores{}, err
 	}
 	failed := make(chan error, 1)
-	return stores{Stores: shard.Stores{Local: segments{files, failed}}, name: "parquet", files: files, close: files.Close, failed: failed}, nil
+	return stores{Stores: shard.Stores{Local: segments{files, failed}}, name: "parquet", files: files, hold: hold, close: files.Close, failed: failed}, nil
 }
 
 // Migrate prepares the database of a configuration, as the owner of its tables.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,8 @@ type Files interface {
 	// Settled is the log index up to which a shard's windows of receipt are over,
 	// without gaps.
 	Settled(shard telemetry.ShardID, now time.Time) uint64
+	// Overdue lists the files that are there although their retention is over.
+	Overdue(now time.Time) []parquet.Overdue
 	// Export gives a range in pieces that do not overlap; one without a reader has
 	// expired.
 	Export(ctx context.Context, shard telemetry.ShardID, want parquet.Range, send func(parquet.Segment, io.Reader) error) error
@@ -41,6 +44,8 @@ type Config struct {
 	Every  time.Duration // pause between rounds, default 5 min
 	// Leads reports whether this node leads a shard right now, by its quorum's word.
 	Leads func(shard telemetry.ShardID) bool
+	// Hold is told what the archive has; nil: nothing waits for it.
+	Hold *Hold
 }
 
 const everyDefault = 5 * time.Minute
@@ -70,8 +75,28 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, files Files
 	return &Archiver{log: logger, metrics: m, cfg: cfg, files: files, bucket: bucket, gone: map[telemetry.ShardID]uint64{}}, nil
 }
 
+// stepEvery is how often it is looked at what is held back, and at the disk.
+const stepEvery = 10 * time.Second
+
 // Run copies until ctx ends.
 func (a *Archiver) Run(ctx context.Context) {
+	var holding sync.WaitGroup
+	defer holding.Wait()
+	if a.cfg.Hold != nil {
+		holding.Go(func() { // a round may wait for the network for long
+			tick := time.NewTicker(stepEvery)
+			defer tick.Stop()
+			for {
+				now := time.Now()
+				a.cfg.Hold.Step(now, a.files.Overdue(now))
+				select {
+				case <-ctx.Done():
+					return
+				case <-tick.C:
+				}
+			}
+		})
+	}
 	for {
 		if err := a.Round(ctx, time.Now()); err != nil && ctx.Err() == nil {
 			a.metrics.failures.Inc()
@@ -96,8 +121,12 @@ func (a *Archiver) Round(ctx context.Context, now time.Time) error {
 		if ctx.Err() != nil {
 			break
 		}
-		if a.cfg.Leads(shard) {
+		switch {
+		case a.cfg.Leads(shard):
 			errs = append(errs, a.shard(ctx, prefix, shard, now))
+		case a.cfg.Hold.wants(shard):
+			_, err := a.list(ctx, folder(prefix, shard), shard)
+			errs = append(errs, err)
 		}
 	}
 	err := errors.Join(errs...)
@@ -115,21 +144,20 @@ func (a *Archiver) shard(ctx context.Context, prefix string, shard telemetry.Sha
 	if upTo == 0 {
 		return nil
 	}
-	prefix += parquet.FolderName(shard) + "/"
-	keys, err := a.bucket.List(ctx, prefix)
+	prefix = folder(prefix, shard)
+	have, err := a.list(ctx, prefix, shard)
 	if err != nil {
-		return fmt.Errorf("list %s: %w", prefix, err)
-	}
-	var have []parquet.Range
-	for _, k := range keys {
-		if r, ok := parquet.ParseName(strings.TrimPrefix(k, prefix)); ok {
-			have = append(have, r)
-		}
+		return err
 	}
 	for _, gap := range parquet.Gaps(have, upTo) {
 		err := a.files.Export(ctx, shard, gap, func(seg parquet.Segment, body io.Reader) error {
-			return a.put(ctx, prefix, seg, body)
+			err := a.put(ctx, prefix, seg, body)
+			if err == nil && body != nil {
+				have = append(have, seg.Range())
+			}
+			return err
 		})
+		a.cfg.Hold.learn(shard, have)
 		if errors.Is(err, errDeposed) {
 			return nil
 		}
@@ -138,6 +166,26 @@ func (a *Archiver) shard(ctx context.Context, prefix string, shard telemetry.Sha
 		}
 	}
 	return nil
+}
+
+func folder(prefix string, shard telemetry.ShardID) string {
+	return prefix + parquet.FolderName(shard) + "/"
+}
+
+// list gives the ranges of a shard that the archive has.
+func (a *Archiver) list(ctx context.Context, prefix string, shard telemetry.ShardID) ([]parquet.Range, error) {
+	keys, err := a.bucket.List(ctx, prefix)
+	if err != nil {
+		return nil, fmt.Errorf("list %s: %w", prefix, err)
+	}
+	var have []parquet.Range
+	for _, k := range keys {
+		if r, ok := parquet.ParseName(strings.TrimPrefix(k, prefix)); ok {
+			have = append(have, r)
+		}
+	}
+	a.cfg.Hold.learn(shard, have)
+	return have, nil
 }
 
 // expired tells once of a range whose rows have expired before they were copied.

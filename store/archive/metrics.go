@@ -12,6 +12,26 @@ type metrics struct {
 	complete                          prometheus.Gauge
 }
 
+type holdMetrics struct {
+	heldBytes, heldSeconds prometheus.Gauge
+	lostRows               prometheus.Counter
+}
+
+func newHoldMetrics(reg prometheus.Registerer) (*holdMetrics, error) {
+	m := &holdMetrics{
+		heldBytes:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_archive_held_bytes", Help: "Files of this node that stay beyond their retention until the archive has them."}),
+		heldSeconds: prometheus.NewGauge(prometheus.GaugeOpts{Name: "sluice_archive_held_seconds", Help: "For how long the oldest of them has stayed."}),
+		lostRows:    prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_archive_lost_rows_total", Help: "Rows of this node that were removed although the archive did not have them, because time or room was over."}),
+	}
+	if reg == nil {
+		return m, nil
+	}
+	if err := errors.Join(reg.Register(m.heldBytes), reg.Register(m.heldSeconds), reg.Register(m.lostRows)); err != nil {
+		return nil, fmt.Errorf("register metrics: %w", err)
+	}
+	return m, nil
+}
+
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	counter := func(name, help string) prometheus.Counter {
 		return prometheus.NewCounter(prometheus.CounterOpts{Name: "sluice_archive_" + name, Help: help})

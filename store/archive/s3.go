@@ -91,3 +91,13 @@ func (s *S3) Put(ctx context.Context, key string, body io.Reader, size int64) er
 	})
 	return err
 }
+
+// Get implements Source.
+func (s *S3) Get(ctx context.Context, key string, w io.Writer) error {
+	o, err := s.client.GetObject(ctx, s.bucket, key, minio.GetObjectOptions{})
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(w, o)
+	return errors.Join(err, o.Close())
+}

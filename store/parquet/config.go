@@ -42,9 +42,22 @@ type Config struct {
 	// days. Less finds damage sooner and reads more.
 	ScrubEvery time.Duration
 
+	// Keeper, if set, may keep files for longer than Retention.
+	Keeper Keeper
+
 	// OnDamage, if set, is told of every file that is set aside, with the range of
 	// its shard that is missing from then on. It must not call the store.
 	OnDamage func(shard telemetry.ShardID, r Range, why error)
+}
+
+// Keeper keeps files beyond the retention, for an archive that lacks them. Its
+// methods are called one shard at a time or several, and must not call the store.
+type Keeper interface {
+	// Keep is asked for a file with rows whose retention was over at due, the oldest
+	// of its shard first: true lets it stay, and everything behind it in the log.
+	Keep(seg *Segment, due, now time.Time) bool
+	// Expired is told what retention has removed.
+	Expired(segs []Segment)
 }
 
 const (

@@ -227,3 +227,31 @@ func (s *Store) Load(ctx context.Context, seg Segment) (*telemetry.Batch, error)
 	}
 	return batch, err
 }
+
+// Each gives the flushes of a shard that are here with their rows, in the order of
+// the log, each as the batch that it was written from (without the term) and
+// compared with its digest. Up to extractRowsMax rows are in memory. An error of
+// give ends it.
+func (s *Store) Each(ctx context.Context, shard telemetry.ShardID, give func(*telemetry.Batch) error) error {
+	done, err := s.begin()
+	if err != nil {
+		return err
+	}
+	defer done()
+	defer s.retired.enter()()
+	for _, seg := range s.index.segments(shard) {
+		if seg.Expired {
+			continue
+		}
+		f, err := s.file(ctx, &seg)
+		if err != nil {
+			return err
+		}
+		err = s.extract(ctx, &seg, f, seg.Range(), func(b *telemetry.Batch, _ Segment) error { return give(b) })
+		f.release()
+		if err != nil {
+			return fmt.Errorf("read segment %v of shard %d: %w", seg.Range(), shard, err)
+		}
+	}
+	return nil
+}

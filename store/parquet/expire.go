@@ -51,8 +51,9 @@ func (s *Store) readExpired(f file, shard telemetry.ShardID, r Range) (Segment, 
 
 // Expire removes the rows of a shard that were received longer than
 // Config.Retention ago, whole windows of them from the beginning of the log on,
-// and reports whether there were any. What is removed depends on rows and clock
-// alone, not on how files were compacted: it is the same on every replica.
+// and reports whether there were any. What may be removed depends on rows and clock
+// alone, not on how files were compacted: it is the same on every replica. A Keeper
+// lets some of it stay for a while, on each replica by what that one knows.
 func (s *Store) Expire(ctx context.Context, shard telemetry.ShardID, now time.Time) (bool, error) {
 	done, err := s.begin()
 	if err != nil {
@@ -81,6 +82,9 @@ func (s *Store) Expire(ctx context.Context, shard telemetry.ShardID, now time.Ti
 		return false, fmt.Errorf("expire range %v of shard %d: %w", seg.Range(), shard, err)
 	}
 	s.replace(old, &seg)
+	if s.cfg.Keeper != nil {
+		s.cfg.Keeper.Expired(old)
+	}
 	s.metrics.expiredRows.Add(float64(rows))
 	s.log.Info("rows expired", "shard", shard, "to", seg.To, "files", len(old), "rows", rows)
 	return true, nil
@@ -89,11 +93,13 @@ func (s *Store) Expire(ctx context.Context, shard telemetry.ShardID, now time.Ti
 // expired are the segments to be replaced by one record: a prefix of the log
 // without gaps in which at least one has rows, all of windows that are over.
 func (s *Store) expired(list []Segment, now time.Time) []Segment {
-	window := s.cfg.window().Microseconds()
 	at, n := uint64(0), 0
 	for i := range list {
 		seg := &list[i]
-		if seg.From != at || seg.Rows > 0 && (s.window(seg)+1)*window+s.cfg.Retention.Microseconds() > clock.Micros(now) {
+		if seg.From != at || seg.Rows > 0 && !s.over(seg, now) {
+			break
+		}
+		if seg.Rows > 0 && s.cfg.Keeper != nil && s.cfg.Keeper.Keep(seg, s.due(seg), now) {
 			break
 		}
 		if at = seg.To; seg.Rows > 0 {
@@ -101,6 +107,37 @@ func (s *Store) expired(list []Segment, now time.Time) []Segment {
 		}
 	}
 	return list[:n]
+}
+
+// due is when the retention of a file with rows is over.
+func (s *Store) due(seg *Segment) time.Time {
+	return time.UnixMicro((s.window(seg)+1)*s.cfg.window().Microseconds() + s.cfg.Retention.Microseconds())
+}
+
+func (s *Store) over(seg *Segment, now time.Time) bool {
+	return s.due(seg).UnixMicro() <= clock.Micros(now)
+}
+
+// Overdue is a file that is here although its retention is over.
+type Overdue struct {
+	Segment
+	Due time.Time
+}
+
+// Overdue lists what the Keeper has kept, and what the next Expire removes: shard
+// by shard, in the order of the log.
+func (s *Store) Overdue(now time.Time) (out []Overdue) {
+	if s.cfg.Retention == 0 {
+		return nil
+	}
+	for _, shard := range s.Shards() {
+		for _, seg := range s.index.segments(shard) {
+			if seg.Rows > 0 && s.over(&seg, now) {
+				out = append(out, Overdue{Segment: seg, Due: s.due(&seg)})
+			}
+		}
+	}
+	return out
 }
 
 func (s *Store) writeExpired(seg *Segment) error {
