@@ -39,6 +39,7 @@ type cli struct {
 
 	Cluster  clusterCmd  `cmd:"" help:"Create a cluster."`
 	Drain    drainCmd    `cmd:"" help:"Let a node's clients, leaderships and then its replicas go to the others, until its next start or --cancel."`
+	Archive  archiveCmd  `cmd:"" help:"Bring rows back from an archive or a backup."`
 	Database databaseCmd `cmd:"" help:"Prepare the database."`
 	WAL      walCmd      `cmd:"" name:"wal" help:"Look into a stopped node's log."`
 

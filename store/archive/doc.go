@@ -21,7 +21,10 @@
 // # What it does not do
 //
 // It never deletes and answers no query: the objects are ordinary segment files
-// (store/parquet/FORMAT.md) under SHARD/NAME.
+// (store/parquet/FORMAT.md) under SHARD/NAME. It restores nothing into a store: log
+// and files of a shard belong together, and its ranges mean nothing in another
+// cluster. Messages makes of a file the messages again that its rows came in, for
+// whoever publishes them to a cluster with any shards and any store.
 //
 // # Promises under concurrency and failure
 //
