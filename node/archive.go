@@ -14,12 +14,13 @@ import (
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
-func (c *ArchiveConfig) s3() *archive.S3Config {
+// S3 is the bucket as package archive wants it.
+func (c *ArchiveConfig) S3() *archive.S3Config {
 	return &archive.S3Config{Endpoint: c.Endpoint, Bucket: c.Bucket, Region: c.Region, AccessKey: c.AccessKey, SecretKey: c.SecretKey}
 }
 
-// folder is the prefix behind which the clusters' folders are.
-func (c *ArchiveConfig) folder() string {
+// Folder is the prefix behind which the clusters' folders are.
+func (c *ArchiveConfig) Folder() string {
 	prefix := strings.TrimPrefix(c.Prefix, "/")
 	if prefix != "" && !strings.HasSuffix(prefix, "/") {
 		prefix += "/"
@@ -34,11 +35,11 @@ func (n *node) openArchive() (run func(context.Context), err error) {
 	if c.Endpoint == "" || n.stores.files == nil {
 		return nil, nil
 	}
-	bucket, err := archive.NewS3(*c.s3())
+	bucket, err := archive.NewS3(*c.S3())
 	if err != nil {
 		return nil, fmt.Errorf("archive: %w", err)
 	}
-	prefix := c.folder()
+	prefix := c.Folder()
 	under := func() string {
 		id := n.identity.ClusterID()
 		if id == "" {
@@ -77,7 +78,7 @@ func (n *node) holdTrouble() string {
 	if !h.Late(time.Now()) {
 		return ""
 	}
-	text := fmt.Sprintf("node %s: the archive lacks rows of %d shards, %s, that store.retention has ended since %s; ", n.identity.Node(), h.Shards, size(h.Bytes), h.Since.UTC().Format(time.RFC3339))
+	text := fmt.Sprintf("node %s: the archive lacks rows of %d shards, %.1f MiB, that store.retention has ended since %s; ", n.identity.Node(), h.Shards, float64(h.Bytes)/(1<<20), h.Since.UTC().Format(time.RFC3339))
 	if h.Short {
 		return text + "there is no room to keep them: the oldest go without a copy"
 	}

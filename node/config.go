@@ -357,7 +357,7 @@ func (c *Config) Validate() error {
 		if c.Store.Database != "" {
 			problem("archive.endpoint", "is for the embedded store: leave it out with a database")
 		}
-		if err := c.Archive.s3().Validate(); err != nil {
+		if err := c.Archive.S3().Validate(); err != nil {
 			problem("archive", "%s", obs.OneLine(err.Error()))
 		}
 	}

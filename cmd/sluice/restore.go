@@ -15,6 +15,7 @@ import (
 	"strings"
 
 	"github.com/sluice-iot/sluice/importer"
+	"github.com/sluice-iot/sluice/node"
 	"github.com/sluice-iot/sluice/store/archive"
 	"github.com/sluice-iot/sluice/store/parquet"
 )
@@ -103,18 +104,18 @@ func (c *archiveRestoreCmd) source(ctx context.Context) (src archive.Source, pre
 	if c.Dir != "" {
 		return archive.Dir(c.Dir), "", func() {}, nil
 	}
-	cfg, err := loadConfig(c.Config, os.Environ(), nil)
+	cfg, err := node.LoadConfig(c.Config, os.Environ(), nil)
 	if err != nil {
 		return nil, "", nil, err
 	}
 	if cfg.Archive.Endpoint == "" {
 		return nil, "", nil, fmt.Errorf("%s names no archive: set archive.endpoint", c.Config)
 	}
-	bucket, err := archive.NewS3(*cfg.Archive.s3())
+	bucket, err := archive.NewS3(*cfg.Archive.S3())
 	if err != nil {
 		return nil, "", nil, fmt.Errorf("archive: %w", err)
 	}
-	prefix = cfg.Archive.folder()
+	prefix = cfg.Archive.Folder()
 	id := c.Cluster
 	if id == "" {
 		if id, err = onlyCluster(ctx, bucket, prefix); err != nil {
