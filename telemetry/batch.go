@@ -99,11 +99,10 @@ type Anomaly struct {
 	Low      float64 // band around Expected
 	High     float64
 	// Shares is each sensor's share of the surprise, "temperature 0.62, pressure
-	// 0.38", "" for one sensor; Normal that an operator said so. Both are known to
-	// the shard that lists the anomaly, not to the store.
+	// 0.38", "" for one sensor; Normal that an operator said so.
 	Shares string
 	Normal bool
 	// Wave is the id of the anomaly of a whole model that this one was the beginning
-	// of, "" for none; it is not listed by itself then. Known to the shard alone.
+	// of, "" for none; it is not listed by itself then.
 	Wave string
 }

@@ -35,6 +35,9 @@ type extraAnomaly struct {
 	Expected number `json:"expected"`
 	Low      number `json:"low"`
 	High     number `json:"high"`
+	Shares   text   `json:"shares,omitempty"`
+	Normal   bool   `json:"normal,omitempty"`
+	Wave     text   `json:"wave,omitempty"`
 }
 
 // text is a string that survives JSON although it is not UTF-8: {"base64":"..."}.
@@ -107,6 +110,7 @@ func marshalExtra(b *telemetry.Batch) ([]byte, error) {
 			ID: text(a.ID), Device: text(a.Device), Sensor: text(a.Sensor), Opened: a.Opened, Closed: a.Closed,
 			Severity: number(a.Severity), Cause: text(a.Cause), Value: number(a.Value),
 			Expected: number(a.Expected), Low: number(a.Low), High: number(a.High),
+			Shares: text(a.Shares), Normal: a.Normal, Wave: text(a.Wave),
 		})
 	}
 	raw, err := json.Marshal(&e)
@@ -136,6 +140,7 @@ func unmarshalExtra(raw []byte, b *telemetry.Batch) error {
 			ID: string(a.ID), Device: string(a.Device), Sensor: string(a.Sensor), Opened: a.Opened, Closed: a.Closed,
 			Severity: float64(a.Severity), Cause: string(a.Cause), Value: float64(a.Value),
 			Expected: float64(a.Expected), Low: float64(a.Low), High: float64(a.High),
+			Shares: string(a.Shares), Normal: a.Normal, Wave: string(a.Wave),
 		})
 	}
 	return nil

@@ -36,6 +36,7 @@ func nasty() *telemetry.Batch {
 	b.Anomalies = []telemetry.Anomaly{{
 		ID: "7-3-0", Device: "a", Sensor: "s", Opened: t0, Severity: 99.5, Cause: "spike", Value: math.Copysign(0, -1),
 		Expected: 0.1, Low: math.Inf(-1), High: math.Inf(1),
+		Shares: "s 0.71, \u00fc \"x\" 0.29", Normal: true, Wave: "7-2-w0",
 	}, {ID: "7-3-1"}}
 	return b
 }

@@ -168,6 +168,9 @@ type content struct {
 	Expected   float64         `json:"expected"`
 	Low        float64         `json:"low"`
 	High       float64         `json:"high"`
+	Shares     string          `json:"shares"`
+	Wave       string          `json:"wave"`
+	Normal     bool            `json:"normal"`
 }
 
 // replay is the statement that stores a letter's row.
@@ -199,9 +202,9 @@ func replay(kind, cluster string, b []byte) (sql string, args []any, err error) 
 		t := clamp(r.Closed)
 		closed = &t
 	}
-	return `insert into anomalies as a (cluster, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed)
-		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12) on conflict (cluster, id) do update set closed = excluded.closed where a.closed is null`,
-		[]any{cluster, r.ID, r.Device, r.Sensor, r.Cause, r.Severity, value, r.Expected, r.Low, r.High, clamp(r.Opened), closed}, nil
+	return `insert into anomalies as a (cluster, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed, shares, wave, normal)
+		values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, nullif($14, ''), $15) on conflict (cluster, id) do update set closed = excluded.closed where a.closed is null`,
+		[]any{cluster, r.ID, r.Device, r.Sensor, r.Cause, r.Severity, value, r.Expected, r.Low, r.High, clamp(r.Opened), closed, r.Shares, r.Wave, r.Normal}, nil
 }
 
 // DropDeadLetter removes a letter and the row with it.

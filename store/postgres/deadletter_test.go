@@ -26,7 +26,7 @@ func TestDeadLettersAreListedReplayedAndDropped(t *testing.T) {
 		"alter table anomalies add constraint cause check (cause <> 'spike')")
 	b := fleet(1, 1, 2, 9, 3, t0+1_000_000_000)
 	b.Rows[17].Value, b.Rows[40].Value, b.Rows[41].Value = math.Nextafter(5000, 6000), 6000, 7000
-	b.Anomalies = []telemetry.Anomaly{{ID: "1-1-0", Device: "sensor-00001", Sensor: "x", Cause: "spike", Value: 3, Opened: t0, Closed: t0 + 5}}
+	b.Anomalies = []telemetry.Anomaly{{ID: "1-1-0", Device: "sensor-00001", Sensor: "x", Cause: "spike", Value: 3, Opened: t0, Closed: t0 + 5, Shares: "x 0.90, y 0.10", Wave: "1-2-w3", Normal: true}}
 	write(t, db, b)
 	ctx := context.Background()
 	q := LetterQuery{From: math.MinInt64, To: math.MaxInt64, Limit: 2}
@@ -79,7 +79,7 @@ func TestDeadLettersAreListedReplayedAndDropped(t *testing.T) {
 	if n := one[int64](t, url, "select count(*) from telemetry where value = $1", b.Rows[17].Value); n != 1 {
 		t.Errorf("%d rows with the exact value", n)
 	}
-	if n := one[int64](t, url, "select (select count(*) from devices) + (select count(*) from anomalies where closed is not null)"); n != 10 {
+	if n := one[int64](t, url, "select (select count(*) from devices) + (select count(*) from anomalies where closed is not null and normal and shares like 'x 0.90%' and wave = '1-2-w3')"); n != 10 {
 		t.Errorf("%d devices and anomalies, want 9 and 1", n)
 	}
 }

@@ -172,6 +172,7 @@ func (w *writer) anomalyLetter(i int) letter {
 		"id": a.ID, "device_id": a.Device, "sensor": a.Sensor, "opened_us": a.Opened, "closed_us": a.Closed,
 		"severity": number(a.Severity), "cause": a.Cause, "value": number(a.Value), "value_bits": bits(a.Value),
 		"expected": number(a.Expected), "low": number(a.Low), "high": number(a.High),
+		"shares": a.Shares, "wave": a.Wave, "normal": a.Normal,
 	})
 }
 

@@ -62,7 +62,7 @@ func attributesJSON(list []telemetry.Attribute) string {
 
 func (w *writer) upsertAnomalies(ctx context.Context, lo, hi int) error {
 	n := hi - lo
-	var texts [4][]string // id, device, sensor, cause
+	var texts [6][]string // id, device, sensor, cause, shares, wave
 	for i := range texts {
 		texts[i] = make([]string, n)
 	}
@@ -70,9 +70,10 @@ func (w *writer) upsertAnomalies(ctx context.Context, lo, hi int) error {
 	for i := range numbers {
 		numbers[i] = make([]float64, n)
 	}
-	opened, closed := make([]time.Time, n), make([]*time.Time, n)
+	opened, closed, normal := make([]time.Time, n), make([]*time.Time, n), make([]bool, n)
 	for i, a := range w.anomalies[lo:hi] {
 		texts[0][i], texts[1][i], texts[2][i], texts[3][i] = a.ID, a.Device, a.Sensor, a.Cause
+		texts[4][i], texts[5][i], normal[i] = a.Shares, a.Wave, a.Normal
 		numbers[0][i], numbers[1][i], numbers[2][i], numbers[3][i], numbers[4][i] = a.Severity, a.Value, a.Expected, a.Low, a.High
 		opened[i] = time.UnixMicro(a.Opened)
 		if a.Closed != 0 {
@@ -80,13 +81,16 @@ func (w *writer) upsertAnomalies(ctx context.Context, lo, hi int) error {
 			closed[i] = &t
 		}
 	}
-	_, err := w.exec(ctx, `insert into anomalies (cluster, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed)
-		select $1, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed
-		from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::float8[], $8::float8[], $9::float8[], $10::float8[], $11::timestamptz[], $12::timestamptz[])
-		as u(id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed)
-		on conflict (cluster, id) do update set device_id = excluded.device_id, sensor = excluded.sensor, cause = excluded.cause,
-		severity = excluded.severity, value = excluded.value, expected = excluded.expected, low = excluded.low, high = excluded.high,
-		opened = excluded.opened, closed = excluded.closed`,
-		w.cluster, texts[0], texts[1], texts[2], texts[3], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], opened, closed)
+	_, err := w.exec(ctx, upsertAnomalies,
+		w.cluster, texts[0], texts[1], texts[2], texts[3], numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], opened, closed, texts[4], texts[5], normal)
 	return err
 }
+
+const upsertAnomalies = `insert into anomalies (cluster, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed, shares, wave, normal)
+	select $1, id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed, shares, nullif(wave, ''), normal
+	from unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::float8[], $7::float8[], $8::float8[], $9::float8[], $10::float8[],
+		$11::timestamptz[], $12::timestamptz[], $13::text[], $14::text[], $15::bool[])
+	as u(id, device_id, sensor, cause, severity, value, expected, low, high, opened, closed, shares, wave, normal)
+	on conflict (cluster, id) do update set device_id = excluded.device_id, sensor = excluded.sensor, cause = excluded.cause,
+	severity = excluded.severity, value = excluded.value, expected = excluded.expected, low = excluded.low, high = excluded.high,
+	opened = excluded.opened, closed = excluded.closed, shares = excluded.shares, wave = excluded.wave, normal = excluded.normal`

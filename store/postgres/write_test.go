@@ -157,19 +157,20 @@ func TestDevicesAndAnomaliesKeepTheirLastState(t *testing.T) {
 	db := open(t, config(url))
 	b := &telemetry.Batch{Shard: 3, From: 0, To: 5, Term: 1,
 		Updates: []telemetry.DeviceUpdate{{Device: "d", FirstSeen: t0, LastSeen: t0 + 10, Attributes: []telemetry.Attribute{{Key: "a", Value: "<\"1\">"}, {Key: "b", Value: "ü"}}}},
-		Anomalies: []telemetry.Anomaly{{ID: "3-4-0", Device: "d", Sensor: "s", Opened: t0, Severity: 50, Cause: "spike", Value: 9, Expected: 1, Low: 0, High: 2},
+		Anomalies: []telemetry.Anomaly{{ID: "3-4-0", Device: "d", Sensor: "s", Opened: t0, Severity: 50, Cause: "spike", Value: 9, Expected: 1, Low: 0, High: 2, Shares: "s 0.71, t 0.29"},
 			{ID: "3-4-1", Device: "d", Sensor: "t", Opened: t0, Severity: 20, Cause: "level", Value: math.MaxFloat64, Expected: math.Inf(-1), Low: -1, High: 1}}}
 	write(t, db, b)
 	b.From, b.To = 5, 9
 	b.Updates[0].FirstSeen, b.Updates[0].LastSeen, b.Updates[0].Attributes = t0+5, t0+5, []telemetry.Attribute{{Key: "a", Value: "2"}}
 	b.Anomalies = b.Anomalies[:1]
 	b.Anomalies[0].Closed, b.Anomalies[0].Severity = t0+60_000_000, 70
+	b.Anomalies[0].Wave, b.Anomalies[0].Normal = "3-8-w1", true
 	write(t, db, b)
 	if got := ask[string](t, url, `select format('%s %s %s', attributes->>'a', attributes ? 'b', extract(epoch from last_seen - first_seen) * 1000000) from devices`); len(got) != 1 || got[0] != "2 f 10.000000" {
 		t.Fatalf("devices: %q", got)
 	}
-	got := ask[string](t, url, `select format('%s %s %s %s', id, severity, extract(epoch from closed - opened)::int, cause) from anomalies order by id`)
-	if want := []string{"3-4-0 70 60 spike", "3-4-1 20  level"}; !slices.Equal(got, want) {
+	got := ask[string](t, url, `select format('%s %s %s %s (%s) %s %s', id, severity, extract(epoch from closed - opened)::int, cause, shares, normal, coalesce(wave, 'none')) from anomalies order by id`)
+	if want := []string{"3-4-0 70 60 spike (s 0.71, t 0.29) t 3-8-w1", "3-4-1 20  level () f none"}; !slices.Equal(got, want) {
 		t.Fatalf("anomalies: %q, want %q", got, want)
 	}
 }
