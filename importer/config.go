@@ -66,8 +66,9 @@ type Mapping struct {
 	// DeviceID is the device of the whole file, instead of Device.
 	DeviceID string
 
-	// Time is the column with the time, NoTime for none. Default: the column
-	// timestamp, time, ts, unix_ts, datetime or date.
+	// Time is the column with the time, NoTime for none, or a template with columns
+	// in braces, "{date} {time}". Default: the column timestamp, time, ts, unix_ts,
+	// datetime or date.
 	Time string
 	// TimeUnit of numbers: auto (by magnitude: below 1e11 seconds, below 1e14
 	// milliseconds, below 1e17 microseconds, else nanoseconds), s, ms, us or ns.
@@ -88,6 +89,8 @@ type Mapping struct {
 	// Delimiter is a character, "tab", "space" (runs of blanks and tabs) or
 	// "auto" (default: what the first line looks like).
 	Delimiter string
+
+	comma bool // numbers are written with a decimal comma
 }
 
 const (

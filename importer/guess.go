@@ -2,6 +2,7 @@ package importer
 
 import (
 	"bytes"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -25,13 +26,16 @@ func guessPlan(m Mapping, sample []byte) (*plan, error) {
 	if err != nil {
 		return makePlan(&m, sample, nil) // which says what is wrong
 	}
+	m.comma = delimiter == ';' // who separates fields so keeps the comma for numbers
 	if !m.NoHeader && allData(first) {
 		m.NoHeader = true
 	} else if !m.NoHeader && len(first) > 1 && len(first[0]) == 0 {
 		return unnamedIndex(m, first, sample)
 	}
 	if m.Time == "" {
-		m.Time = guessTime(&m, first, lines, delimiter)
+		if m.Time, err = guessTime(&m, first, lines, delimiter); err != nil {
+			return nil, err
+		}
 	}
 	chosen := m.Sensors
 	if len(chosen) == 0 && !m.NoHeader {
@@ -58,8 +62,8 @@ func unnamedIndex(m Mapping, first [][]byte, sample []byte) (*plan, error) {
 		p := &plan{columns: m.Columns}
 		if i := p.find(append(slices.Clone(timeNames), moreTimeNames...)); i >= 0 {
 			m.Time = m.Columns[i]
-		} else {
-			m.Time = guessTime(&m, first, lines[1:], delimiter)
+		} else if m.Time, err = guessTime(&m, first, lines[1:], delimiter); err != nil {
+			return nil, err
 		}
 	}
 	if len(m.Sensors) == 0 {
@@ -112,29 +116,51 @@ func allData(first [][]byte) bool {
 
 // guessTime names the column of the time: by name, else the first one whose
 // cells all read as dates, else the first whose numbers look like an epoch of
-// this century and never fall. "" leaves the error to the plan.
-func guessTime(m *Mapping, first [][]byte, lines [][]byte, delimiter byte) string {
+// this century and never fall; or date and time in a column each.
+func guessTime(m *Mapping, first [][]byte, lines [][]byte, delimiter byte) (string, error) {
 	p := &plan{time: -1}
 	if err := p.name(m, first); err != nil {
-		return ""
-	}
-	if i := p.find(timeNames); i >= 0 && !m.NoHeader {
-		return p.columns[i]
-	}
-	if i := p.find(moreTimeNames); i >= 0 && !m.NoHeader {
-		return p.columns[i]
+		return "", err
 	}
 	if !m.NoHeader {
 		lines = lines[1:]
 	}
+	if !m.NoHeader || len(m.Columns) > 0 {
+		if t := apart(m, p, lines, delimiter); t != "" {
+			return t, nil
+		}
+		if i := p.find(append(slices.Clone(timeNames), moreTimeNames...)); i >= 0 {
+			return p.columns[i], nil
+		}
+	}
 	for _, numeric := range []bool{false, true} {
 		for i, name := range p.columns {
 			if name != "" && timesOnly(lines, i, len(first), delimiter, numeric) {
-				return name
+				return name, nil
 			}
 		}
 	}
-	return ""
+	return "", fmt.Errorf("no column holds the time: name one with time; the columns are %s", named(p.columns))
+}
+
+// apart is the template of a time whose date has a column of its own, "" where
+// the time of a line reads without it.
+func apart(m *Mapping, p *plan, lines [][]byte, delimiter byte) string {
+	day, hour := p.find([]string{"date", "day"}), p.find([]string{"time", "time_of_day"})
+	if day < 0 || hour < 0 {
+		return ""
+	}
+	c := clock{layout: m.TimeLayout}
+	for _, l := range lines {
+		f, err := split(nil, l, delimiter)
+		if err != nil || len(f) != len(p.columns) {
+			continue
+		}
+		if _, err := c.micros(string(f[hour])); err == nil {
+			return ""
+		}
+	}
+	return "{" + p.columns[day] + "} {" + p.columns[hour] + "}"
 }
 
 const epochMin = 946_684_800 // the year 2000 in seconds
@@ -165,7 +191,7 @@ func timesOnly(lines [][]byte, column, columns int, delimiter byte, numeric bool
 // guessSensors is what makePlan would take, without labels and without numbered
 // rows that have no name.
 func guessSensors(m *Mapping, first [][]byte, sample []byte) ([]string, error) {
-	p := &plan{time: -1}
+	p := &plan{time: -1, comma: m.comma}
 	var err error
 	if p.delimiter, err = delimiterOf(m.Delimiter, sampleLines(sample)[0]); err != nil {
 		return nil, err

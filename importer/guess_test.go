@@ -40,6 +40,10 @@ func TestRowsUnderstandsTheFilesThatPeopleHave(t *testing.T) {
 		{"labels", "datetime;a;b;anomaly;changepoint\n2026-01-01 00:00:00;1;2;0;0\n", "2:1767225600 a=1 b=2;"},
 		{"text in a cell", "time,a,b\n2026-01-01 00:00:00,1,2\n2026-01-01 00:05:00,x,2\n2026-01-01 00:10:00,,3\n", "2:1767225600 a=1 b=2;3:1767225900 b=2 !;4:1767226200 b=3;"},
 		{"bad time", "time,a\n2026-01-01 00:00:00,1\nyesterday,2\n", "2:1767225600 a=1;3:0 !;"},
+		{"decimal commas", "time;a;b\n2026-01-01 00:00:00;1,5;-0,25\n2026-01-01 00:05:00;2;1,2,3\n", "2:1767225600 a=1.5 b=-0.25;3:1767225900 a=2 !;"},
+		{"no decimal commas", "time,a\n2026-01-01 00:00:00,\"1,5\"\n2026-01-01 00:05:00,2\n", "2:1767225600 !;3:1767225900 a=2;"},
+		{"date and time apart", "Date,Time,a\n2026-01-01,00:00:00,1\n01.01.2026,00:05:00,2\n", "2:1767225600 a=1;3:1767225900 a=2;"},
+		{"a date beside the time", "date,time,a\nmonday,2026-01-01 00:00:00,1\n", "2:1767225600 a=1;"},
 		{"windows", "\xef\xbb\xbftime,a\r\n2026-01-01 00:00:00,1\r\n", "2:1767225600 a=1;"},
 	} {
 		got, err := rowsOf(c.text)
@@ -52,6 +56,12 @@ func TestRowsUnderstandsTheFilesThatPeopleHave(t *testing.T) {
 func TestRowsRefusesWithTheReason(t *testing.T) {
 	for _, c := range []struct{ name, text, want string }{
 		{"empty", "", "is empty"},
+		{"blank lines", "\n \r\n\n", "is empty but for blanks"},
+		{"UTF-16", "\xff\xfet\x00,\x00v\x00\n\x00", "convert it to UTF-8"},
+		{"no text", "PK\x03\x04\x00\x00\n", "byte 5 is zero"},
+		{"old line ends", "time,a\r2026-01-01 00:00:00,1\r", "carriage returns alone"},
+		{"one name twice", "time,a,a\n2026-01-01 00:00:00,1,2\n", "both named"},
+		{"names that are none", "a\x1b[1m,b\n1,2\n", `"a\x1b[1m", b`},
 		{"no time", "a,b\n1,2\n3,4\n", "no column holds the time"},
 		{"no numbers", "time,a\n2026-01-01 00:00:00,x\n", "no column holds numbers"},
 	} {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,7 +18,9 @@ type plan struct {
 	columns   []string
 	delimiter byte
 	device    []part
-	time      int // column, -1 for none
+	time      int    // column, -1 for none or for several
+	moment    []part // the time in several columns
+	comma     bool   // numbers are written with a decimal comma
 	clock     clock
 	sensors   []sensorColumn
 	ignored   []string // columns that hold text
@@ -47,7 +50,7 @@ var (
 func makePlan(m *Mapping, sample []byte, chosen []string) (*plan, error) {
 	first, rest, _ := bytes.Cut(sample, []byte{'\n'})
 	first = bytes.TrimPrefix(bytes.TrimRight(first, "\r"), []byte("\xef\xbb\xbf"))
-	p := &plan{time: -1, headless: m.NoHeader}
+	p := &plan{time: -1, headless: m.NoHeader, comma: m.comma}
 	var err error
 	if p.delimiter, err = delimiterOf(m.Delimiter, first); err != nil {
 		return nil, err
@@ -104,8 +107,33 @@ func (p *plan) column(what, name string) (int, error) {
 	if i := slices.Index(p.columns, name); i >= 0 {
 		return i, nil
 	}
-	return 0, fmt.Errorf("%s: no column %q, the columns are %s", what, name, strings.Join(p.columns, ", "))
+	return 0, fmt.Errorf("%s: no column %q, the columns are %s", what, name, named(p.columns))
 }
+
+// named lists columns for a person, who may have given a file that has none.
+func named(columns []string) string {
+	var b strings.Builder
+	for i, c := range columns {
+		if b.Len() > namedBytes {
+			fmt.Fprintf(&b, " and %d more", len(columns)-i)
+			break
+		}
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		if len(c) > telemetry.NameBytesMax {
+			c = c[:telemetry.NameBytesMax]
+		}
+		if q := strconv.Quote(c); len(q) != len(c)+2 {
+			c = q
+		}
+		b.WriteString(c)
+	}
+	return b.String()
+}
+
+// namedBytes bounds a line on a terminal.
+const namedBytes = 400
 
 // find is the first column with one of these names, -1 for none.
 func (p *plan) find(names []string) int {
@@ -124,30 +152,34 @@ func (p *plan) deviceParts(m *Mapping) ([]part, error) {
 	case m.Device == "":
 		i := p.find(deviceNames)
 		if i < 0 {
-			return nil, fmt.Errorf("no column says which device a line belongs to: give device (a column or a template like pump-{column}) or device-id; the columns are %s", strings.Join(p.columns, ", "))
+			return nil, fmt.Errorf("no column says which device a line belongs to: give device (a column or a template like pump-{column}) or device-id; the columns are %s", named(p.columns))
 		}
 		return []part{{column: i}}, nil
 	case !strings.ContainsAny(m.Device, "{}"):
 		i, err := p.column("device", m.Device)
 		return []part{{column: i}}, err
 	}
-	var parts []part
-	for rest := m.Device; rest != ""; {
-		text, after, open := strings.Cut(rest, "{")
-		if strings.Contains(text, "}") {
-			return nil, fmt.Errorf("device template %q has a } without {", m.Device)
+	return p.template("device", m.Device)
+}
+
+// template reads text with columns in braces.
+func (p *plan) template(what, text string) (parts []part, err error) {
+	for rest := text; rest != ""; {
+		fixed, after, open := strings.Cut(rest, "{")
+		if strings.Contains(fixed, "}") {
+			return nil, fmt.Errorf("%s template %q has a } without {", what, text)
 		}
-		if text != "" {
-			parts = append(parts, part{column: -1, text: text})
+		if fixed != "" {
+			parts = append(parts, part{column: -1, text: fixed})
 		}
 		if !open {
 			break
 		}
 		name, tail, closed := strings.Cut(after, "}")
 		if !closed {
-			return nil, fmt.Errorf("device template %q has a { without }", m.Device)
+			return nil, fmt.Errorf("%s template %q has a { without }", what, text)
 		}
-		i, err := p.column("device", name)
+		i, err := p.column(what, name)
 		if err != nil {
 			return nil, err
 		}
@@ -166,13 +198,47 @@ func (p *plan) chooseTime(m *Mapping) error {
 	}
 	if m.Time == "" {
 		if p.time = p.find(timeNames); p.time < 0 {
-			return fmt.Errorf("no column holds the time: name one with time, or give time none for the time of receipt; the columns are %s", strings.Join(p.columns, ", "))
+			return fmt.Errorf("no column holds the time: name one with time, or give time none for the time of receipt; the columns are %s", named(p.columns))
 		}
 		return nil
 	}
 	var err error
+	if _, err = p.column("time", m.Time); err != nil && strings.ContainsAny(m.Time, "{}") {
+		p.moment, err = p.template("time", m.Time)
+		return err
+	}
 	p.time, err = p.column("time", m.Time)
 	return err
+}
+
+// micros is the time of a line, 0 where the file has none.
+func (p *plan) micros(f [][]byte) (int64, error) {
+	if p.moment != nil {
+		us, err := p.clock.micros(join(p.moment, f))
+		if err != nil {
+			return 0, fmt.Errorf("time of several columns: %w", err)
+		}
+		return us, nil
+	}
+	if p.time < 0 {
+		return 0, nil
+	}
+	us, err := p.clock.micros(string(f[p.time]))
+	if err != nil {
+		return 0, fmt.Errorf("column %s: %w", p.columns[p.time], err)
+	}
+	return us, nil
+}
+
+// timed reports whether lines have a time.
+func (p *plan) timed() bool { return p.time >= 0 || p.moment != nil }
+
+// cell is what a field says.
+func (p *plan) cell(field []byte) string {
+	if p.comma && bytes.Count(field, []byte{','}) == 1 && bytes.IndexByte(field, '.') < 0 {
+		return string(bytes.Replace(field, []byte{','}, []byte{'.'}, 1))
+	}
+	return string(field)
 }
 
 // chooseSensors takes the named columns, or those whose cells in the sample are
@@ -191,7 +257,7 @@ func (p *plan) chooseSensors(chosen []string, sample []byte) error {
 		columns = p.numeric(sample)
 	}
 	if len(columns) == 0 {
-		return fmt.Errorf("no column holds numbers: name them with sensors; the columns are %s", strings.Join(p.columns, ", "))
+		return fmt.Errorf("no column holds numbers: name them with sensors; the columns are %s", named(p.columns))
 	}
 	if len(columns) > telemetry.SensorsMax {
 		return fmt.Errorf("%d columns are sensors, at most %d can be: choose with sensors", len(columns), telemetry.SensorsMax)
@@ -227,7 +293,7 @@ func (p *plan) numeric(sample []byte) []int {
 			continue // will be reported when it is sent
 		}
 		for i, f := range fields {
-			switch k, _ := kindOf(string(f)); k {
+			switch k, _ := kindOf(p.cell(f)); k {
 			case cellText:
 				balance[i]--
 			case cellNumber, cellBool:
@@ -237,7 +303,8 @@ func (p *plan) numeric(sample []byte) []int {
 	}
 	var out []int
 	for i := range p.columns {
-		used := i == p.time || slices.ContainsFunc(p.device, func(d part) bool { return d.column == i })
+		of := func(d part) bool { return d.column == i }
+		used := i == p.time || slices.ContainsFunc(p.device, of) || slices.ContainsFunc(p.moment, of)
 		switch {
 		case used:
 		case balance[i] < 0:
@@ -278,10 +345,10 @@ func (p *plan) message(dst []byte, text []byte, fields *[][]byte) (out []byte, d
 	out = append(out, `{"device_id":"`...)
 	out = append(out, device...)
 	out = append(out, '"')
-	if p.time >= 0 {
-		us, err := p.clock.micros(string(f[p.time]))
+	if p.timed() {
+		us, err := p.micros(f)
 		if err != nil {
-			return dst, "", 0, fmt.Errorf("column %s: %w", p.columns[p.time], err)
+			return dst, "", 0, err
 		}
 		out = append(out, `,"timestamp":"`...)
 		out = time.UnixMicro(us).UTC().AppendFormat(out, "2006-01-02T15:04:05.999999Z")
@@ -298,20 +365,23 @@ func (p *plan) message(dst []byte, text []byte, fields *[][]byte) (out []byte, d
 }
 
 func (p *plan) deviceOf(f [][]byte) (string, error) {
-	var id string
-	if len(p.device) == 1 {
-		id = p.device[0].in(f)
-	} else {
-		var b strings.Builder
-		for _, d := range p.device {
-			b.WriteString(d.in(f))
-		}
-		id = b.String()
-	}
+	id := join(p.device, f)
 	if !telemetry.ValidDeviceID(id) {
 		return "", fmt.Errorf("device %q: %w", id, telemetry.ErrDeviceID)
 	}
 	return id, nil
+}
+
+// join puts the parts together.
+func join(parts []part, f [][]byte) string {
+	if len(parts) == 1 {
+		return parts[0].in(f)
+	}
+	var b strings.Builder
+	for _, d := range parts {
+		b.WriteString(d.in(f))
+	}
+	return b.String()
 }
 
 func (d part) in(f [][]byte) string {

@@ -28,7 +28,8 @@ type Value struct {
 // It is more generous than an import, because nothing is stored: a file without
 // a header line is recognised, the time column is found by its content where no
 // name tells it, columns that look like labels of anomalies are left out, and a
-// bad cell costs itself, not its line. Every line that is not empty gives a row;
+// bad cell costs itself, not its line. Date and time may have a column each, and
+// where semicolons separate the fields numbers may have a decimal comma. Every line that is not empty gives a row;
 // Bad says what is wrong with it.
 func Rows(cfg Config) iter.Seq2[Row, error] {
 	return func(yield func(Row, error) bool) {
@@ -78,8 +79,8 @@ func openRows(cfg *Config) (*source, *plan, error) {
 		return nil, nil, err
 	}
 	sample, err := src.peek()
-	if err == nil && len(sample) == 0 {
-		err = fmt.Errorf("%s is empty", src.name)
+	if err == nil {
+		err = recognise(src.name, sample)
 	}
 	var p *plan
 	if err == nil {
@@ -111,14 +112,12 @@ func (p *plan) row(l *line, fields *[][]byte, row *Row) error {
 	if row.Device, err = p.deviceOf(f); err != nil {
 		return err
 	}
-	if p.time >= 0 {
-		if row.Time, err = p.clock.micros(string(f[p.time])); err != nil {
-			return fmt.Errorf("column %s: %w", p.columns[p.time], err)
-		}
+	if row.Time, err = p.micros(f); err != nil {
+		return err
 	}
 	for i := range p.sensors {
 		s := &p.sensors[i]
-		cell := string(f[s.column])
+		cell := p.cell(f[s.column])
 		kind, err := kindOf(cell)
 		switch {
 		case err != nil:

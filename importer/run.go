@@ -162,8 +162,8 @@ func (r *run) open() (done bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if len(sample) == 0 {
-		return false, fmt.Errorf("%s is empty", r.src.name)
+	if err := recognise(r.src.name, sample); err != nil {
+		return false, err
 	}
 	if err := r.understand(sample, earlier); err != nil {
 		return false, err

@@ -158,12 +158,12 @@ func (m *machine) describeIncident(a *telemetry.Anomaly, v *anomaly.DeviceVerdic
 		s, top := m.registry.series.peek(members[v.Top]), row.Verdict(v.Top)
 		a.Sensor, a.Value, a.Expected, a.Low, a.High = m.registry.names[s.sensor], s.value, top.Expected, top.Low, top.High
 	}
-	a.Shares = m.shares(v)
+	a.Shares = SharesOf(row, func(i int) string { return m.registry.names[m.registry.series.peek(members[i]).sensor] })
 }
 
-// shares is "temperature 0.62, pressure 0.38", the largest first.
-func (m *machine) shares(v *anomaly.DeviceVerdict) string {
-	row, members := &m.scratch.row, m.scratch.members
+// SharesOf is "temperature 0.62, pressure 0.38", the largest first; "" for one
+// sensor. name is that of the i-th sensor of the row.
+func SharesOf(row *anomaly.Row, name func(i int) string) string {
 	if row.Len() < 2 {
 		return ""
 	}
@@ -183,7 +183,7 @@ func (m *machine) shares(v *anomaly.DeviceVerdict) string {
 		if b.Len() > 0 {
 			b.WriteString(", ")
 		}
-		b.WriteString(m.registry.names[m.registry.series.peek(members[best]).sensor])
+		b.WriteString(name(best))
 		b.WriteByte(' ')
 		b.WriteString(strconv.FormatFloat(most, 'f', 2, 64))
 	}

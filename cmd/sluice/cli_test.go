@@ -17,6 +17,7 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/node"
 )
 
@@ -133,6 +134,12 @@ func TestErrorsAreOneLineThatNamesTheRemedy(t *testing.T) {
 		{[]string{"detect", csv, "--value", "x"}, []string{`no column "x"`}},
 		{[]string{"detect", csv + "x"}, []string{"no such file"}},
 		{[]string{"detect", csv, "--alarms-per-month", "-1"}, []string{"-1"}},
+		{[]string{"detect", csv, "--range", "v"}, []string{`range is "v"`, "NAME=LO:HI"}},
+		{[]string{"detect", csv, "--range", "v=1"}, []string{`"1" is not two numbers`, "v=-40:125"}},
+		{[]string{"detect", csv, "--range", "v=5:-5"}, []string{"LO must be below HI"}},
+		{[]string{"detect", csv, "--range", "v=nan:1"}, []string{"LO must be below HI"}},
+		{[]string{"detect", csv, "--range", "v=1:2", "--range", "v=1:3"}, []string{"given twice"}},
+		{[]string{"detect", csv, "--range", "w=1:2"}, []string{"range of w: no such column", "there are v", "--value"}},
 		{[]string{"cluster", "init", "--shards", "0"}, []string{"shards is 0"}},
 		{[]string{"quarantine", "drop"}, []string{"<id>"}},
 		{[]string{"quarantine", "replay", "x", "--payload", csv + "x"}, []string{"no such file"}},
@@ -329,6 +336,73 @@ func TestDetectOfSeveralSensors(t *testing.T) {
 	}
 	if _, stderr, code := sluice(t, b.String(), "detect", "-", "--plot", "p.gif"); code != 1 || !strings.Contains(stderr, "only .svg and .png") {
 		t.Errorf("exit code %d: %s", code, stderr)
+	}
+}
+
+// What a column cannot measure is an anomaly from its first value on, warm-up or
+// not, with the range as its band.
+func TestDetectKnowsPhysicalRanges(t *testing.T) {
+	var b strings.Builder
+	b.WriteString("time,\"a, =b\",c\n")
+	for i := range 60 {
+		v := 20.0
+		if i == 5 || i == 6 {
+			v = 3276.7
+		}
+		fmt.Fprintf(&b, "2026-01-01T00:%02d:00Z,%g,7\n", i, v)
+	}
+	stdout, stderr, code := sluice(t, b.String(), "detect", "-", "--range", "a, =b=-40:125", "--range=c=0:10", "--json", "--alerts")
+	var a api.Anomaly
+	if err := json.Unmarshal([]byte(stdout), &a); err != nil || code != 0 {
+		t.Fatalf("exit code %d, %q, %s", code, stdout, stderr)
+	}
+	if a.Sensor != "a, =b" || a.Cause != "out of physical range" || a.Severity != 100 || a.Value != 3276.7 || a.Low != -40 || a.High != 125 || a.Closed == nil {
+		t.Errorf("anomaly %+v", a)
+	}
+	stdout, _, _ = sluice(t, b.String(), "detect", "-", "--range", "a, =b=-40:125", "--json")
+	if lines := strings.Split(stdout, "\n"); !strings.Contains(lines[5], `"severity":100,"grade":"critical","alert":true`) || !strings.Contains(lines[5], `"low":-40,"high":125,"cause":"out of physical range"`) ||
+		strings.Contains(lines[10], `"low":-40`) {
+		t.Errorf("rows %s\n%s", lines[5], lines[10])
+	}
+	if stdout, _, _ = sluice(t, b.String(), "detect", "-"); !strings.Contains(stdout, ", 0 anomalies") {
+		t.Errorf("without a range: %s", stdout)
+	}
+}
+
+// Every bad file is refused with its reason, or read as documented.
+func TestDetectOfBadFiles(t *testing.T) {
+	rows := func(format string, n int) string {
+		var b strings.Builder
+		for i := range n {
+			fmt.Fprintf(&b, format, i, i)
+		}
+		return b.String()
+	}
+	for name, c := range map[string]struct {
+		in, stdout, stderr string
+		code               int
+	}{
+		"empty":              {"", "", "standard input is empty", 1},
+		"header only":        {"time,v\n", "", "no line of data", 1},
+		"no time column":     {"a,b\n1,2\n2,3\n", "", "no column holds the time: name one with time; the columns are a, b", 1},
+		"text alone":         {"time,v\n" + rows("2026-01-01T00:%02d:00Z,x%d\n", 5), "", "no column holds numbers: name them with sensors; the columns are time, v", 1},
+		"text in a cell":     {"time,v\n" + rows("2026-01-01T00:%02d:00Z,%d\n", 5) + "2026-01-01T00:07:00Z,oops\n", "5 readings", "line 7: column v: \"oops\" is not a number", 0},
+		"unsorted":           {"time,v\n2026-01-01T00:09:00Z,1\n" + rows("2026-01-01T00:%02d:00Z,%d\n", 5), "6 readings", "5 lines are older than a line before them, the first is line 3", 0},
+		"no numbers":         {"time,v\n2026-01-01T00:09:00Z,1\n2026-01-01T00:10:00Z,NaN\n2026-01-01T00:11:00Z,-inf\n2026-01-01T00:12:00Z,\n", "1 readings", "", 0},
+		"too large":          {"time,v\n2026-01-01T00:09:00Z,1e400\n2026-01-01T00:10:00Z,1\n", "1 readings", "line 2: column v: \"1e400\" is beyond the range", 0},
+		"BOM, CRLF, quotes":  {"\xef\xbb\xbf\"time\";\"v\"\r\n\"2026-01-01 00:09:00\";\"1,5\"\r\n", "1 readings", "", 0},
+		"equal times":        {"time,v\n" + strings.Repeat("2026-01-01T00:09:00Z,1\n", 9), "9 readings", "", 0},
+		"epoch milliseconds": {"time,v\n1767225600000,1\n1767225660000,1\n", "2 readings", "", 0},
+		"a huge line":        {"time,v\n2026-01-01T00:09:00Z,1\n2026-01-01T00:09:00Z," + strings.Repeat("9", 1<<20) + "\n", "1 readings", "line 3: line is longer than 524288 bytes", 0},
+		"fields":             {"time,v\n2026-01-01T00:09:00Z,1\n2026-01-01T00:09:00Z,1,2\n,3\n", "1 readings", "line 3: 3 fields, want 2\nline 4: column time: time is empty", 0},
+		"quotes over lines":  {"time,v\n2026-01-01T00:09:00Z,\"1\n2\"\n2026-01-01T00:10:00Z,1\n", "1 readings", "line 2: a quoted field does not end in this line", 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			stdout, stderr, code := sluice(t, c.in, "detect", "-")
+			if code != c.code || !strings.HasPrefix(stdout, c.stdout) || !strings.Contains(stderr, c.stderr) || c.stderr == "" && stderr != "" {
+				t.Errorf("exit code %d\n%s%s\nwant %d, %q, %q", code, stdout, stderr, c.code, c.stdout, c.stderr)
+			}
+		})
 	}
 }
 

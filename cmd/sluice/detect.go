@@ -13,12 +13,15 @@ import (
 
 type detectCmd struct {
 	File      string   `arg:"" help:"CSV, plain or gzip; - is standard input."`
-	Time      string   `placeholder:"COLUMN" help:"Column of the time; default: timestamp, time, ts, datetime, date, epoch and the like, else the first column of dates."`
+	Time      string   `placeholder:"COLUMN" help:"Column of the time, or a template like {date} {time}; default: timestamp, time, ts, datetime, date, epoch and the like, else the first column of dates."`
 	Layout    string   `name:"time-layout" placeholder:"LAYOUT" help:"Form of other times than RFC 3339 and epochs, as Go writes it."`
-	Value     []string `placeholder:"COLUMN" help:"Columns with values; default: all others that hold numbers, but for labels (label, anomaly, is_anomaly, changepoint, ...)."`
+	Value     []string `aliases:"sensors" placeholder:"COLUMN" help:"Columns with values; default: all others that hold numbers, but for labels (label, anomaly, is_anomaly, changepoint, ...)."`
 	Device    string   `placeholder:"COLUMN" help:"Column or template of the device id, where the file holds several."`
+	NoHeader  bool     `help:"The first line is data already, whatever it looks like."`
+	Columns   []string `placeholder:"NAME" help:"Names of the columns of a file without header; default c1,c2,..."`
 	Delimiter string   `default:"auto" help:"A character, tab, space (runs of blanks) or auto."`
 	PerMonth  float64  `name:"alarms-per-month" default:"1" help:"False alarms that one device may raise in 30 days."`
+	Range     []string `sep:"none" placeholder:"NAME=LO:HI" help:"What a column can measure, as sluice anomalies range says it of a sensor: a value outside is an anomaly; repeat it for further columns."`
 	JSON      bool     `name:"json" help:"Print every row with its severity, one JSON object a line."`
 	Scores    bool     `help:"Print every reading with its score (CSV)."`
 	Alerts    bool     `help:"With --json: print the anomalies instead of the rows."`
@@ -48,9 +51,19 @@ func (c *detectCmd) Run() error {
 	if err := plotName(c.Plot); err != nil {
 		return err
 	}
+	ranges, err := parseRanges(c.Range)
+	if err != nil {
+		return err
+	}
 	f, err := c.read()
 	if err != nil {
 		return err
+	}
+	if err := f.setRanges(ranges); err != nil {
+		return err
+	}
+	if len(f.rows) == 0 {
+		return fmt.Errorf("%s has no line of data behind its header: to read that as data use --no-header", c.File)
 	}
 	f.detect(params)
 	if c.Plot != "" {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/importer"
+	"github.com/sluice-iot/sluice/shard"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -17,8 +18,9 @@ import (
 type detection struct {
 	sensors []string
 	devices []string
-	rows    []detectRow // in the order of the file
-	order   []int       // of rows, by time
+	ranges  []*shard.Range // of the sensors, nil where none is known
+	rows    []detectRow    // in the order of the file
+	order   []int          // of rows, by time
 
 	readings, series int
 	found            []telemetry.Anomaly
@@ -36,16 +38,17 @@ type detectRow struct {
 
 	verdicts []anomaly.Verdict // of the values, as long as values
 	shares   []float64
+	told     string // the shares in words, where an alert is told
 	joint    anomaly.DeviceVerdict
 	top      int // sensor, -1 for none
 }
 
 // read takes the whole file into memory: two numbers and a verdict per cell.
 func (c *detectCmd) read() (*detection, error) {
-	report := &lineReport{w: os.Stderr}
+	report := &lineReport{w: os.Stderr, what: "lines with something that is not used"}
 	cfg := importer.Config{
 		Path: c.File, Stdin: os.Stdin, Bad: report.bad,
-		Mapping: importer.Mapping{Device: c.Device, Time: c.Time, TimeLayout: c.Layout, Sensors: c.Value, Delimiter: c.Delimiter},
+		Mapping: importer.Mapping{Device: c.Device, Time: c.Time, TimeLayout: c.Layout, Sensors: c.Value, NoHeader: c.NoHeader, Columns: c.Columns, Delimiter: c.Delimiter},
 	}
 	if c.Device == "" {
 		cfg.Mapping.DeviceID = "file"
@@ -167,12 +170,16 @@ func (f *detection) step(d *anomaly.Detector, r *detectRow, states []anomaly.Sta
 		f.readings++
 		r.verdicts[k] = d.Add(row, &states[k], r.time, x)
 		members = append(members, k)
+		f.exceed(row, k, x)
 	}
 	r.joint = d.Finish(dev, row, r.time)
 	if row.Len() != len(members) || len(members) == 0 {
 		return
 	}
 	r.top = members[r.joint.Top]
+	if r.joint.Alert == anomaly.Opened || r.joint.Alert == anomaly.Updated {
+		r.told = shard.SharesOf(row, func(i int) string { return f.sensors[members[i]] })
+	}
 	if len(members) > 1 && r.joint.Score > 0 {
 		r.shares = make([]float64, len(r.values))
 		for i, k := range members {
@@ -193,10 +200,10 @@ func (f *detection) follow(r *detectRow, open **telemetry.Anomaly) {
 	}
 	switch v.Alert {
 	case anomaly.Opened, anomaly.Updated:
-		o.Severity, o.Cause = 100*float64(v.Score), v.Cause.String()
+		o.Severity, o.Cause, o.Shares = max(o.Severity, 100*float64(v.Score)), v.Cause.String(), r.told
 		if r.top >= 0 {
-			t := &r.verdicts[r.top]
-			o.Sensor, o.Value, o.Expected, o.Low, o.High = f.sensors[r.top], r.values[r.top], t.Expected, t.Low, t.High
+			o.Sensor, o.Value, o.Expected = f.sensors[r.top], r.values[r.top], r.verdicts[r.top].Expected
+			o.Low, o.High = f.band(r)
 		}
 	case anomaly.Closed:
 		o.Closed = r.time

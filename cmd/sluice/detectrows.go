@@ -96,9 +96,9 @@ func (f *detection) rowLine(r *detectRow) *rowLine {
 		l.Cause = v.Cause.String()
 	}
 	if r.top >= 0 {
-		t := &r.verdicts[r.top]
+		low, high := f.band(r)
 		l.Sensor, l.Value = f.sensors[r.top], decimalOf(r.values[r.top])
-		l.Expected, l.Low, l.High = decimalOf(t.Expected), decimalOf(t.Low), decimalOf(t.High)
+		l.Expected, l.Low, l.High = decimalOf(r.verdicts[r.top].Expected), decimalOf(low), decimalOf(high)
 	}
 	if len(f.sensors) > 1 {
 		l.Sensors = f.sensorLines(r)

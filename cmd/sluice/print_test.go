@@ -193,7 +193,7 @@ func TestVerdictOfAnImport(t *testing.T) {
 
 func TestBadLinesAreBounded(t *testing.T) {
 	var b strings.Builder
-	r := &lineReport{w: &b}
+	r := &lineReport{w: &b, what: "lines that are not stored as telemetry"}
 	for i := range int64(1000) {
 		r.bad(i+1, "two\nlines of reason")
 	}
