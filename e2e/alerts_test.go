@@ -304,3 +304,35 @@ func TestChangeOfAFleetIsOneAlert(t *testing.T) {
 		t.Errorf("%d alerts opened at the receiver: %+v", opened, r.taken)
 	}
 }
+
+// The node that has the alert of a model to deliver is killed before the receiver
+// takes it: the next leader of the model's shard delivers it.
+func TestAlertOfAModelOutlivesTheNodeThatHadIt(t *testing.T) {
+	r := newReceiver(t)
+	r.setDown(true)
+	c := hooked(t, r, "SLUICE_ALERTS_WEBHOOK_ATTEMPTS=100")
+	const model, devices = "model:f8", 2000
+	teller, other := leaderOf(t, c, model)
+	succeeds(t, other, "anomalies", "range", "celsius", "--min=-40", "--max=125")
+	for minute, celsius := range []float64{20, 999} {
+		var lines strings.Builder
+		for i := range devices {
+			lines.WriteString(strings.Replace(reading(fmt.Sprintf("oven-%d", i), minute, celsius), `"sensors"`, `"metadata":{"model":"f8"},"sensors"`, 1))
+		}
+		post(t, other, lines.String())
+	}
+	eventually(t, "the receiver refuses the alert", func() bool { n, _ := r.of(model); return n > 0 })
+	if err := teller.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	r.setDown(false)
+	eventually(t, "the receiver has it from the next leader", func() bool { _, got := r.of(model); return len(got) > 0 })
+	_, got := r.of(model)
+	var a api.Anomaly
+	if err := json.Unmarshal(got[0].Anomaly, &a); err != nil || got[0].Kind != "opened" || !strings.Contains(a.Shares, " of 2000 devices of the model") {
+		t.Errorf("the receiver got %+v of %+v, error %v", got[0], a, err)
+	}
+	if err := teller.Start(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -97,18 +97,42 @@ func (n *node) hear(events []shard.Event) {
 	}
 }
 
-// tellSurge tells of a wave: every node its streams, and the leader of the shard
-// that the model's name belongs to everybody else.
-func (n *node) tellSurge(kind api.EventKind, a *telemetry.Anomaly, change uint64) {
+// tellSurge tells the streams of a wave: every node its own, and the leader of the
+// shard that the model's name belongs to those of MQTT.
+func (n *node) tellSurge(kind api.EventKind, a *telemetry.Anomaly) {
 	n.hub.Publish(kind, *a)
-	s, ok := n.host.Shard(telemetry.ShardOf(a.Device, n.meta.State().Shards))
-	if !ok || s.Status(false).Role != "leader" {
+	if !n.leadsDevice(a.Device) {
 		return
 	}
 	shown := api.AnomalyOf(a)
-	if err := errors.Join(n.announceMQTT(kind, &shown), n.announceWebhook(kind, &shown, change, nil)); err != nil {
+	if err := n.announceMQTT(kind, &shown); err != nil {
 		n.logger.Error("encode anomaly event", "err", err)
 	}
+}
+
+// deliverSurge gives the alert of a wave to the webhook, if this node leads the
+// shard that the model's name belongs to or the one that does is overdue.
+func (n *node) deliverSurge(t *telling) bool {
+	if !n.leadsDevice(t.anomaly.Device) && !t.overdue() {
+		return false
+	}
+	shown, device, kind := api.AnomalyOf(&t.anomaly), t.anomaly.Device, t.kind
+	done := func() { time.AfterFunc(0, func() { n.surgeDelivered(device, kind) }) } // not under the lock that this runs under
+	if err := n.announceWebhook(kind, &shown, t.change, done); err != nil {
+		n.logger.Error("encode anomaly event", "err", err)
+	}
+	return true
+}
+
+// surgeDelivered tells every node that nobody has to deliver this any more.
+func (n *node) surgeDelivered(device string, kind api.EventKind) {
+	n.surges.delivered(device, kind)
+	n.feed.delivered(device, kind)
+}
+
+func (n *node) leadsDevice(device string) bool {
+	s, ok := n.host.Shard(telemetry.ShardOf(device, n.meta.State().Shards))
+	return ok && s.Status(false).Role == "leader"
 }
 
 func kindOf(e *shard.Event) api.EventKind {
@@ -132,7 +156,7 @@ func (n *node) openAlerts() error {
 	}
 	n.webhook = s
 	n.deliveries = newDeliveries(func(id telemetry.ShardID, index uint64) { n.host.Confirm(id, index) })
-	n.feed.expect = n.deliveries.expect
+	n.feed.expect, n.surges.deliver = n.deliveries.expect, n.deliverSurge
 	return nil
 }
 
@@ -155,7 +179,7 @@ func (n *node) announce(events []shard.Event) {
 			done = func() { n.deliveries.done(e.Shard, e.Index) }
 		}
 		if shard.IsWave(&e.Anomaly) {
-			done() // it is told with those of the other shards, see tellSurge
+			n.surges.hold(e, done) // it is told with those of the other shards
 			continue
 		}
 		n.gather.pass(e, func() { n.announceOne(e, done) }, done)

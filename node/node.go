@@ -227,11 +227,11 @@ func (n *node) openShards(ctx context.Context) (func() error, error) {
 		return nil, err
 	}
 	n.feed = newAnomalyFeed(n.logger, n.peers, n.gossip.Peers, n.hear, n.announce)
-	n.gather, n.surges = newGather(), newSurges(n.tellSurge)
+	n.gather, n.surges = newGather(), newSurges(n.tellSurge, nil)
 	if err := n.openAlerts(); err != nil {
 		return nil, err
 	}
-	n.feed.receive()
+	n.feed.receive(n.surges.delivered)
 	n.host, err = shard.OpenHost(n.logger, n.registry, shard.HostConfig{
 		Self: n.identity.Peer(), Dir: filepath.Join(n.cfg.Node.Data, "shards"),
 		Flush: shard.FlushConfig{Interval: n.cfg.Flush.Interval, RowsMax: n.cfg.Flush.RowsMax, Retain: n.cfg.Flush.Retain, RetainBytes: int64(n.cfg.Flush.RetainMiB) << 20}, FlushesMax: n.stores.flushesMax(),

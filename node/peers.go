@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/api"
 	"github.com/sluice-iot/sluice/cluster/meta"
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/shard"
@@ -25,6 +26,7 @@ const (
 	frameMeta      = mux.KindUrgent + 0      // a request to the meta group
 	frameAnomaly   = mux.KindUrgent + 1      // anomaly events, one way
 	frameRefused   = mux.KindUrgent + 2      // how many messages a node has refused
+	frameDelivered = mux.KindUrgent + 10     // an alert of a model has reached the receiver, one way
 	frameBacklog   = mux.KindUrgent + 9      // what of a node waits for the store
 )
 
@@ -185,13 +187,44 @@ func (f *anomalyFeed) run(ctx context.Context) {
 	}
 }
 
-// firstTold leaves out what a new leader tells again.
+// firstTold leaves out what a new leader tells again, but for a shard's part of a
+// wave, which any node may have to tell.
 func firstTold(events []shard.Event) []shard.Event {
-	return slices.DeleteFunc(events, func(e shard.Event) bool { return e.Repeat })
+	return slices.DeleteFunc(events, func(e shard.Event) bool { return e.Repeat && !shard.IsWave(&e.Anomaly) })
 }
 
-// receive takes the events of other nodes.
-func (f *anomalyFeed) receive() {
+// surgeDelivered is the content of a frameDelivered.
+type surgeDelivered struct {
+	Device string        `json:"device"`
+	Kind   api.EventKind `json:"kind"`
+}
+
+// delivered tells the other nodes that an alert of a model has reached the
+// receiver.
+func (f *anomalyFeed) delivered(device string, kind api.EventKind) {
+	b, err := json.Marshal(surgeDelivered{device, kind})
+	if err != nil {
+		f.logger.Error("encode delivery of an alert", "err", err)
+		return
+	}
+	for _, peer := range f.others() {
+		if err := f.peers.Send(peer, frameDelivered, 0, b); err != nil {
+			f.logger.Debug("delivery of an alert not told", "peer", peer, "err", err)
+		}
+	}
+}
+
+// receive takes the events of other nodes, and gives on what they have delivered.
+func (f *anomalyFeed) receive(delivered func(device string, kind api.EventKind)) {
+	f.peers.Handle(frameDelivered, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
+		var d surgeDelivered
+		if err := json.Unmarshal(body, &d); err != nil {
+			f.logger.Warn("delivery of an alert cannot be read", "peer", from, "err", err)
+		} else {
+			delivered(d.Device, d.Kind)
+		}
+		reply(nil, nil)
+	})
 	f.peers.Handle(frameAnomaly, func(from string, _ uint32, body []byte, reply func([]byte, error)) {
 		var events []shard.Event
 		if err := json.Unmarshal(body, &events); err != nil {
