@@ -13,7 +13,7 @@ import (
 
 type detectCmd struct {
 	File      string   `arg:"" help:"CSV, plain or gzip; - is standard input."`
-	Time      string   `placeholder:"COLUMN" help:"Column of the time, or a template like {date} {time}; default: timestamp, time, ts, datetime, date, epoch and the like, else the first column of dates."`
+	Time      string   `placeholder:"COLUMN" help:"Column of the time, or {date} {time}; default: timestamp, time, ts, date, epoch and the like, else the first with dates."`
 	Layout    string   `name:"time-layout" placeholder:"LAYOUT" help:"Form of other times than RFC 3339 and epochs, as Go writes it."`
 	Value     []string `aliases:"sensors" placeholder:"COLUMN" help:"Columns with values; default: all others that hold numbers, but for labels (label, anomaly, is_anomaly, changepoint, ...)."`
 	Device    string   `placeholder:"COLUMN" help:"Column or template of the device id, where the file holds several."`
@@ -21,7 +21,7 @@ type detectCmd struct {
 	Columns   []string `placeholder:"NAME" help:"Names of the columns of a file without header; default c1,c2,..."`
 	Delimiter string   `default:"auto" help:"A character, tab, space (runs of blanks) or auto."`
 	PerMonth  float64  `name:"alarms-per-month" default:"1" help:"False alarms that one device may raise in 30 days."`
-	Range     []string `sep:"none" placeholder:"NAME=LO:HI" help:"What a column can measure, as sluice anomalies range says it of a sensor: a value outside is an anomaly; repeat it for further columns."`
+	Range     []string `sep:"none" placeholder:"NAME=LO:HI" help:"What a column can measure: a value outside is an anomaly. Once for each column."`
 	JSON      bool     `name:"json" help:"Print every row with its severity, one JSON object a line."`
 	Scores    bool     `help:"Print every reading with its score (CSV)."`
 	Alerts    bool     `help:"With --json: print the anomalies instead of the rows."`

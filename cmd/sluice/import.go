@@ -28,7 +28,7 @@ type importCmd struct {
 
 	Device   string   `group:"Mapping:" placeholder:"COLUMN" help:"Column of the device id, or a template like engine-{unit}; default: device_id, device or id."`
 	DeviceID string   `group:"Mapping:" name:"device-id" placeholder:"ID" help:"The device of the whole file."`
-	Time     string   `group:"Mapping:" placeholder:"COLUMN" help:"Column of the time, or a template like {date} {time}; none: time of receipt; default: timestamp, time, ts, unix_ts, datetime or date."`
+	Time     string   `group:"Mapping:" placeholder:"COLUMN" help:"Column of the time, or {date} {time}; none: time of receipt; default: timestamp, time, ts, unix_ts, datetime or date."`
 	TimeUnit string   `group:"Mapping:" default:"auto" enum:"auto,s,ms,us,ns" help:"Unit of numbers since 1970; auto goes by magnitude."`
 	Layout   string   `group:"Mapping:" name:"time-layout" placeholder:"LAYOUT" help:"Form of other times than RFC 3339, as Go writes it: 02.01.2006 15:04."`
 	Base     string   `group:"Mapping:" name:"time-base" placeholder:"TIME" help:"For a column that counts cycles: the time of cycle 0."`
