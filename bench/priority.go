@@ -18,29 +18,23 @@ import (
 
 // PriorityConfig of the scenario of commands under overload.
 type PriorityConfig struct {
-	Binary      string // the sluice executable
-	Dir         string // for the cluster's data; "" is a temporary directory
-	Shards      uint32
-	Connections int // that publish telemetry as fast as it is acknowledged
-	Window      int // of each
-	Subscribers int // to all telemetry, on the device's node
-	SlowBytes   int // per second that each of them reads; 0: as fast as it can
-	Rate        float64
-	Duration    time.Duration
-	Progress    io.Writer // what is being done, may be nil
+	Binary   string // the sluice executable
+	Dir      string // for the cluster's data; "" is a temporary directory
+	Shards   uint32
+	Overload Overload // what is going on beside the commands; its addresses and length are chosen here
+	Rate     float64  // of either class, per second
+	Duration time.Duration
+	Progress io.Writer // what is being done, may be nil
 }
 
 // Priority compares commands with bulk messages that are published beside them: through
 // one node, at QoS 1, for a device that is connected to another one.
 type Priority struct {
-	Telemetry   float64       `json:"telemetry_per_second"` // acknowledged meanwhile
-	Latency     Gaps          `json:"telemetry_ack"`        // in ms
-	Subscribers int           `json:"subscribers"`
-	Cut         int           `json:"subscribers_cut"` // how often the broker cut one off that did not keep up
-	Idle        PriorityRound `json:"idle"`            // without telemetry
-	Loaded      PriorityRound `json:"loaded"`
-	LoadBefore  float64       `json:"load_average_before"`
-	LoadAfter   float64       `json:"load_average_after"`
+	Telemetry  Overloaded    `json:"telemetry"` // beside the loaded round
+	Idle       PriorityRound `json:"idle"`      // without telemetry
+	Loaded     PriorityRound `json:"loaded"`
+	LoadBefore float64       `json:"load_average_before"`
+	LoadAfter  float64       `json:"load_average_after"`
 }
 
 // PriorityRound is what commands and bulk messages took, in ms.
@@ -77,37 +71,27 @@ func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err er
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	out = &Priority{Subscribers: cfg.Subscribers, LoadBefore: loadAverage()}
+	out = &Priority{LoadBefore: loadAverage()}
 	fmt.Fprintf(cfg.Progress, "commands and bulk messages on an idle cluster for %v ...\n", priorityIdle)
 	if out.Idle, err = priorityRound(ctx, &cfg, c, priorityIdle); err != nil {
 		return nil, err
 	}
-	here := c.Nodes()[failoverNodes-1]
-	slow := readers{members: map[*member]bool{}}
-	defer slow.end()
-	for i := range cfg.Subscribers {
-		if err := slow.add(ctx, here.MQTT, "reader-"+strconv.Itoa(i), cfg.SlowBytes); err != nil {
-			return nil, err
-		}
-	}
-	fmt.Fprintf(cfg.Progress, "under telemetry of %d connections for %v ...\n", cfg.Connections, cfg.Duration)
-	var addrs []string
+	fmt.Fprintf(cfg.Progress, "under telemetry of %d connections for %v ...\n", cfg.Overload.Connections, cfg.Duration)
+	over := cfg.Overload
+	over.Duration = cfg.Duration + 2*priorityWarm
 	for _, n := range c.Nodes() {
-		addrs = append(addrs, n.MQTT)
+		over.Addrs = append(over.Addrs, n.MQTT)
 	}
 	loaded := make(chan error, 1)
 	go func() {
-		res, err := Run(ctx, Load{Addrs: addrs, Connections: cfg.Connections, Window: cfg.Window, Duration: cfg.Duration + 2*priorityWarm, Prefix: "bulk"})
-		if err == nil {
-			q := func(p float64) float64 { return float64(res.Latency.ValueAtQuantile(p)) / 1000 }
-			out.Telemetry, out.Latency = res.Rate(), Gaps{Count: int(res.Acked), P50: q(50), P90: q(90), P99: q(99), Max: q(100)}
-		}
+		var err error
+		out.Telemetry, err = overload(ctx, cfg.Binary, over)
 		loaded <- err
 	}()
 	time.Sleep(priorityWarm)
 	out.Loaded, err = priorityRound(ctx, &cfg, c, cfg.Duration)
 	err = errors.Join(err, <-loaded)
-	out.Cut, out.LoadAfter = slow.end(), loadAverage()
+	out.LoadAfter = loadAverage()
 	return out, err
 }
 
@@ -285,98 +269,11 @@ func readPublish(r *bufio.Reader) (payload string, id uint16, err error) {
 	}
 }
 
-// readers subscribe to all telemetry, again and again when they are cut off.
-type readers struct {
-	done sync.WaitGroup
-
-	mu      sync.Mutex
-	members map[*member]bool // that are connected
-	ending  bool
-	cut     int
-}
-
-// add begins with a reader of so many bytes per second; with 0 it reads as fast as it can.
-func (s *readers) add(ctx context.Context, addr, id string, bytes int) error {
-	m := &member{id: id, source: byte(source)}
-	if err := s.open(ctx, m, addr); err != nil {
-		return err
-	}
-	s.done.Go(func() {
-		for {
-			s.read(m, bytes)
-			if s.closed(m) {
-				return
-			}
-			for s.open(ctx, m, addr) != nil && ctx.Err() == nil && !s.closed(m) {
-				time.Sleep(100 * time.Millisecond)
-			}
-		}
-	})
-	return nil
-}
-
-func (s *readers) open(ctx context.Context, m *member, addr string) error {
-	if _, err := m.connect(ctx, addr); err != nil {
-		return err
-	}
-	if err := m.subscribeTo("devices/+/telemetry"); err != nil {
-		return errors.Join(err, m.nc.Close())
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ending {
-		return errors.Join(net.ErrClosed, m.nc.Close())
-	}
-	s.members[m] = true
-	return nil
-}
-
-// read takes messages until the connection ends.
-func (s *readers) read(m *member, bytes int) {
-	r := bufio.NewReader(m.nc)
-	for began, read := time.Now(), 0; ; {
-		body, id, err := readPublish(r)
-		if err == nil && id > 0 {
-			_, err = m.nc.Write([]byte{0x40, 2, byte(id >> 8), byte(id)})
-		}
-		if err != nil {
-			return
-		}
-		read += len(body)
-		if bytes > 0 {
-			time.Sleep(time.Until(began.Add(time.Duration(read) * time.Second / time.Duration(bytes))))
-		}
-	}
-}
-
-// closed notes that a reader is not connected any more, and reports whether it shall not be.
-func (s *readers) closed(m *member) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.ending && s.members[m] {
-		s.cut++
-	}
-	delete(s.members, m)
-	return s.ending
-}
-
-// end closes all and reports how often the broker had cut one off.
-func (s *readers) end() int {
-	s.mu.Lock()
-	s.ending = true
-	for m := range s.members {
-		_ = m.nc.Close() // what was on its way is of no use
-	}
-	s.mu.Unlock()
-	s.done.Wait()
-	return s.cut
-}
-
 // Table writes the result for people.
 func (o *Priority) Table(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%.0f messages/s of telemetry acknowledged, after %.0f ms at the median and %.0f ms at p99; %d subscribers to it, cut off %d times\n",
-		o.Telemetry, o.Latency.P50, o.Latency.P99, o.Subscribers, o.Cut)
+		o.Telemetry.Rate, o.Telemetry.Latency.P50, o.Telemetry.Latency.P99, o.Telemetry.Subscribers, o.Telemetry.Cut)
 	fmt.Fprintf(&b, "load average %.1f before, %.1f after\n", o.LoadBefore, o.LoadAfter)
 	fmt.Fprintf(&b, "%-32s %6s %6s  %26s  %26s\n", "ms", "sent", "lost", "acknowledged p50/p99/max", "delivered p50/p99/max")
 	for _, r := range []struct {

@@ -18,6 +18,7 @@ type benchCmd struct {
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
 	Gateway     benchGatewayCmd     `cmd:"" help:"Gap and time to the full rate of gateways when a leader of their shards is killed."`
+	Overload    benchOverloadCmd    `cmd:"" help:"Publish telemetry to a running cluster as fast as it is acknowledged, subscribe to it, and print what became of it as JSON."`
 	Priority    benchPriorityCmd    `cmd:"" help:"Latency of commands to a device on another node, beside bulk messages, under more telemetry than the cluster takes."`
 	Hold        benchHoldCmd        `cmd:"" help:"Hold idle clients with durable sessions until standard input ends."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
@@ -123,16 +124,43 @@ func (c *benchGatewayCmd) Run(ctx context.Context) error {
 	return o.Table(os.Stdout)
 }
 
-type benchPriorityCmd struct {
+type overloadFlags struct {
 	Connections int           `default:"60" help:"Connections, over all nodes, that publish telemetry as fast as it is acknowledged."`
 	Window      int           `default:"200" help:"Publishes in flight of each."`
-	Subscribers int           `default:"4" help:"Subscribers to all telemetry at the device's node."`
+	Subscribers int           `default:"4" help:"Subscribers to all telemetry, at the last node."`
 	Slow        int           `default:"200000" help:"Bytes per second that each of them reads; 0: as fast as it can."`
-	Rate        float64       `default:"50" help:"Commands per second, and bulk messages per second."`
-	Duration    time.Duration `default:"20s" help:"How long the overload lasts."`
-	Shards      uint32        `default:"24" help:"Shards."`
-	Data        string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
-	JSON        bool          `name:"json" help:"Print JSON."`
+	Duration    time.Duration `default:"20s" help:"How long."`
+}
+
+func (c *overloadFlags) check() (bench.Overload, error) {
+	if c.Connections < 1 || c.Connections > 10_000 || c.Window < 1 || c.Window > 1024 || c.Subscribers < 0 || c.Subscribers > 1000 || c.Slow < 0 || c.Duration < time.Second || c.Duration > time.Hour {
+		return bench.Overload{}, fmt.Errorf("%d connections, a window of %d, %d subscribers that read %d bytes per second, for %v: use 1 to 10000, 1 to 1024, 0 to 1000, 0 or more, and 1s to 1h",
+			c.Connections, c.Window, c.Subscribers, c.Slow, c.Duration)
+	}
+	return bench.Overload{Connections: c.Connections, Window: c.Window, Subscribers: c.Subscribers, SlowBytes: c.Slow, Duration: c.Duration}, nil
+}
+
+type benchOverloadCmd struct {
+	overloadFlags
+	Addr []string `required:"" help:"MQTT addresses."`
+}
+
+// Run implements kong.
+func (c *benchOverloadCmd) Run(ctx context.Context) error {
+	o, err := c.check()
+	if err != nil {
+		return err
+	}
+	o.Addrs = c.Addr
+	return bench.RunOverload(ctx, o, os.Stdout)
+}
+
+type benchPriorityCmd struct {
+	overloadFlags
+	Rate   float64 `default:"50" help:"Commands per second, and bulk messages per second."`
+	Shards uint32  `default:"24" help:"Shards."`
+	Data   string  `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON   bool    `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
@@ -141,13 +169,14 @@ func (c *benchPriorityCmd) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find this executable: %w", err)
 	}
-	if c.Connections < 1 || c.Connections > 10_000 || c.Window < 1 || c.Window > 1024 || c.Subscribers < 0 || c.Subscribers > 1000 || c.Slow < 0 ||
-		c.Rate < 1 || c.Rate > 1000 || c.Duration < time.Second || c.Duration > time.Hour || c.Shards < 1 || c.Shards > 256 {
-		return fmt.Errorf("%d connections, a window of %d, %d subscribers that read %d bytes per second, %v commands per second for %v, %d shards: use 1 to 10000, 1 to 1024, 0 to 1000, 0 or more, 1 to 1000, 1s to 1h, and 1 to 256",
-			c.Connections, c.Window, c.Subscribers, c.Slow, c.Rate, c.Duration, c.Shards)
+	over, err := c.check()
+	if err != nil {
+		return err
 	}
-	o, err := bench.RunPriority(ctx, bench.PriorityConfig{Binary: binary, Dir: c.Data, Shards: c.Shards, Connections: c.Connections, Window: c.Window,
-		Subscribers: c.Subscribers, SlowBytes: c.Slow, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr})
+	if c.Rate < 1 || c.Rate > 1000 || c.Shards < 1 || c.Shards > 256 {
+		return fmt.Errorf("%v commands per second, %d shards: use 1 to 1000, and 1 to 256", c.Rate, c.Shards)
+	}
+	o, err := bench.RunPriority(ctx, bench.PriorityConfig{Binary: binary, Dir: c.Data, Shards: c.Shards, Overload: over, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
