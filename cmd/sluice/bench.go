@@ -18,8 +18,8 @@ type benchCmd struct {
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`
 	Gateway     benchGatewayCmd     `cmd:"" help:"Gap and time to the full rate of gateways when a leader of their shards is killed."`
-	Overload    benchOverloadCmd    `cmd:"" help:"Publish telemetry to a running cluster as fast as it is acknowledged, subscribe to it, and print what became of it as JSON."`
-	Priority    benchPriorityCmd    `cmd:"" help:"Latency of commands to a device on another node, beside bulk messages, under more telemetry than the cluster takes."`
+	Overload    benchOverloadCmd    `cmd:"" help:"Load a running cluster with telemetry as fast as it acknowledges, and print what became of it as JSON."`
+	Priority    benchPriorityCmd    `cmd:"" help:"Latency of commands to devices, beside bulk messages, under more telemetry than the cluster takes."`
 	Hold        benchHoldCmd        `cmd:"" help:"Hold idle clients with durable sessions until standard input ends."`
 	Elections   benchElectionsCmd   `cmd:"" help:"Elections while every core is kept busy: there should be none."`
 	Anomalies   benchAnomaliesCmd   `cmd:"" help:"Recall, delay and false alarms of the detector on generated telemetry with faults."`
