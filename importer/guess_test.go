@@ -44,6 +44,7 @@ func TestRowsUnderstandsTheFilesThatPeopleHave(t *testing.T) {
 		{"no decimal commas", "time,a\n2026-01-01 00:00:00,\"1,5\"\n2026-01-01 00:05:00,2\n", "2:1767225600 !;3:1767225900 a=2;"},
 		{"date and time apart", "Date,Time,a\n2026-01-01,00:00:00,1\n01.01.2026,00:05:00,2\n", "2:1767225600 a=1;3:1767225900 a=2;"},
 		{"a date beside the time", "date,time,a\nmonday,2026-01-01 00:00:00,1\n", "2:1767225600 a=1;"},
+		{"zeroes of a lost power", "time,a\n2026-01-01 00:00:00,1\n\x00\x00\x00\n2026-01-01 00:05:00,2\n", "2:1767225600 a=1;3:0 !;4:1767225900 a=2;"},
 		{"windows", "\xef\xbb\xbftime,a\r\n2026-01-01 00:00:00,1\r\n", "2:1767225600 a=1;"},
 	} {
 		got, err := rowsOf(c.text)
