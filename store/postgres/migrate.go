@@ -60,6 +60,7 @@ func Migrate(ctx context.Context, logger *slog.Logger, cfg Config) error {
 		return fmt.Errorf("database: %w", err)
 	}
 	cfg = cfg.withDefaults()
+	cfg.ManualMigrations = false // this is what the nodes wait for
 	cc, err := cfg.parse()
 	if err != nil {
 		return err
@@ -119,6 +120,10 @@ func (db *DB) prepare(ctx context.Context) error {
 	}
 	if err == nil {
 		err = db.settle(ctx, c, l)
+		if errors.Is(err, errPolicies) && !passing(err) {
+			db.logger.Warn("TimescaleDB's jobs or chunks are not what the configuration says: run sluice database migrate as the owner of the tables", "err", err)
+			err = nil
+		}
 	}
 	db.discard(c)
 	if err != nil {
@@ -146,8 +151,14 @@ func (db *DB) settle(ctx context.Context, c *conn, l layout) error {
 	if columnstore {
 		policies = db.policies()
 	}
-	return db.applyPolicies(ctx, c, policies)
+	if err := db.applyPolicies(ctx, c, policies); err != nil {
+		return fmt.Errorf("%w: %w", errPolicies, err)
+	}
+	return nil
 }
+
+// errPolicies marks what a node can do without, and an owner who migrates cannot.
+var errPolicies = errors.New("make TimescaleDB's jobs what the configuration says")
 
 // examine refuses servers that cannot work and returns the version of the
 // schema, 0 when there is none.

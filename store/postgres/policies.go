@@ -125,12 +125,11 @@ func (db *DB) refreshStart() time.Duration {
 }
 
 // applyPolicies makes TimescaleDB's jobs what the configuration says, under a
-// lock, so that nodes that start together do not make them twice. A role that
-// owns nothing leaves them to the owner.
+// lock, so that nodes that start together do not make them twice.
 func (db *DB) applyPolicies(ctx context.Context, c *conn, policies []policy) error {
 	ctx, cancel := db.bounded(ctx)
 	defer cancel()
-	err := pgx.BeginFunc(ctx, c.Conn, func(tx pgx.Tx) error {
+	return pgx.BeginFunc(ctx, c.Conn, func(tx pgx.Tx) error {
 		if _, err := tx.Exec(ctx, "select pg_advisory_xact_lock($1)", int64(partitionLock)); err != nil {
 			return err
 		}
@@ -144,11 +143,6 @@ func (db *DB) applyPolicies(ctx context.Context, c *conn, policies []policy) err
 		}
 		return nil
 	})
-	if err != nil && !passing(err) {
-		db.logger.Warn("TimescaleDB's jobs (compression, retention, refresh) are not what the configuration says: start one node as the owner of the tables", "err", err)
-		return nil
-	}
-	return err
 }
 
 // applyChunk makes the next chunks as long as the configuration says.

@@ -285,6 +285,10 @@ func TestTimescaleLeastPrivilege(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
+	cfg.Retention = 30 * day
+	if err := Migrate(t.Context(), quiet(), cfg); err == nil {
+		t.Error("who does not own the tables is told that they are up to date")
+	}
 	ask[int](t, url, "set role sluice_reader")
 	for _, table := range []string{"telemetry", "telemetry_1m", "telemetry_1h", "devices", "device_changes", "anomalies"} {
 		if n := one[int64](t, url, "select count(*) from "+table); n == 0 {
