@@ -1,8 +1,10 @@
 package parquet
 
 import (
+	"cmp"
 	"encoding/binary"
 	"math"
+	"slices"
 
 	"github.com/parquet-go/parquet-go/encoding/delta"
 	"github.com/parquet-go/parquet-go/encoding/rle"
@@ -25,12 +27,31 @@ type chunkWriter struct {
 
 // eachPage calls write for every page of rows.
 func (w *chunkWriter) eachPage(write func(lo int, rows []telemetry.Row) error) error {
-	for lo := 0; lo < len(w.rows); lo += pageRows {
-		if err := write(lo, w.rows[lo:min(lo+pageRows, len(w.rows))]); err != nil {
+	for lo := 0; lo < len(w.rows); {
+		hi := pageEnd(w.rows, lo)
+		if err := write(lo, w.rows[lo:hi]); err != nil {
 			return err
 		}
+		lo = hi
 	}
 	return nil
+}
+
+// pageEnd is where the page that begins at lo ends: with the device in its row
+// lo + pageRows, unless that one has too many rows.
+func pageEnd(rows []telemetry.Row, lo int) int {
+	hi := lo + pageRows
+	if hi >= len(rows) {
+		return len(rows)
+	}
+	device := rows[hi-1].Device
+	more, _ := slices.BinarySearchFunc(rows[hi:min(len(rows), lo+pageRowsMax+1)], device+1, func(r telemetry.Row, d uint32) int {
+		return cmp.Compare(r.Device, d)
+	})
+	if hi+more > lo+pageRowsMax {
+		return hi
+	}
+	return hi + more
 }
 
 // timestamps are plain while series are short: zstd then finds the times of one

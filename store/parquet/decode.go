@@ -197,7 +197,7 @@ func runTotal(b []byte) int {
 	total := uint64(0)
 	for b = b[1:]; len(b) > 0; {
 		head, n := binary.Uvarint(b)
-		if n <= 0 || head > 2*pageRows {
+		if n <= 0 || head > 2*pageRowsMax {
 			return -1
 		}
 		count, size := head>>1, (width+7)/8

@@ -18,13 +18,16 @@ import (
 // directory knows that the range is done although its rows are gone.
 //
 //	sluice expired 2 namespace 0 shard 7 from 0 to 4711 received 1769180686123456 seal 0123456789abcdef
-const expiredFormat = "sluice expired %d namespace %d shard %d from %d to %d received %d "
+const (
+	expiredVersion = 2
+	expiredFormat  = "sluice expired %d namespace %d shard %d from %d to %d received %d "
+)
 
 // expiredBytesMax is more than such a line can take.
 const expiredBytesMax = 512
 
 func expiredLine(namespace uint32, seg *Segment) []byte {
-	b := fmt.Appendf(nil, expiredFormat, formatVersion, namespace, seg.Shard, seg.From, seg.To, seg.MaxReceived)
+	b := fmt.Appendf(nil, expiredFormat, expiredVersion, namespace, seg.Shard, seg.From, seg.To, seg.MaxReceived)
 	return fmt.Appendf(b, "seal %016x\n", xxh3.Hash(b))
 }
 

@@ -158,7 +158,7 @@ func (g *rowGroup) place(c column, pages []format.PageLocation) error {
 			next = pages[i+1].FirstRowIndex
 		}
 		rows := next - p.FirstRowIndex
-		if rows <= 0 || rows > pageRows || (c > 0 && g.pages[i].first != p.FirstRowIndex) {
+		if rows <= 0 || rows > pageRowsMax || (c > 0 && g.pages[i].first != p.FirstRowIndex) {
 			return fmt.Errorf("page %d begins at row %d and has %d rows", i, p.FirstRowIndex, rows)
 		}
 		g.pages[i].first, g.pages[i].rows = p.FirstRowIndex, int32(rows)

@@ -21,7 +21,9 @@ import (
 const (
 	magic         = "PAR1"
 	tailBytes     = 8 // footer length and magic
-	formatVersion = 2
+	formatVersion = 3
+	// formatLeast is the earliest that is read: its pages are shorter.
+	formatLeast = 2
 
 	// blockBytes is the unit of the file's checksums: reading one page verifies
 	// one to three blocks (1 us each), and 1 GiB of file needs 350 KiB of footer.
@@ -227,7 +229,7 @@ func parseEntries(list []format.KeyValue) (*metadata, error) {
 		}
 		return n
 	}
-	if v := entries[keyFormat]; v != strconv.Itoa(formatVersion) {
+	if v := entries[keyFormat]; v != strconv.Itoa(formatVersion) && v != strconv.Itoa(formatLeast) {
 		return nil, fmt.Errorf("segment format %q is not known to this version: %w", v, errLater)
 	}
 	m.Namespace = uint32(u(keyNamespace, 32))

@@ -94,7 +94,7 @@ func TestFilesAreOrdinaryParquet(t *testing.T) {
 	if got := file.Schema().String(); got != schema {
 		t.Errorf("schema is\n%s", got)
 	}
-	for key, want := range map[string]string{keyFormat: "2", keyShard: "1", keyFrom: "0", keyTo: "7", keyMessages: fmt.Sprint(b.Messages), keyDigest: fmt.Sprintf("%x", seg.Digest)} {
+	for key, want := range map[string]string{keyFormat: "3", keyShard: "1", keyFrom: "0", keyTo: "7", keyMessages: fmt.Sprint(b.Messages), keyDigest: fmt.Sprintf("%x", seg.Digest)} {
 		if got, ok := file.Lookup(key); !ok || got != want {
 			t.Errorf("metadata %s is %q, want %q", key, got, want)
 		}
