@@ -8,11 +8,11 @@ import (
 )
 
 // stateVersion is the first byte of a serialised State; FORMAT.md draws it.
-const stateVersion = 2
+const stateVersion = 3
 
-// stateBefore is the version that DecodeState still reads, so that a new detector
-// starts warm: it lacks what walkNew visits.
-const stateBefore = 1
+// stateFirst is the oldest version that DecodeState still reads, so that a new
+// detector starts warm: 1 lacks what walkSecond visits, 2 what walkThird does.
+const stateFirst = 1
 
 // ErrState marks bytes that are not a State that AppendState wrote.
 var ErrState = errors.New("not a detector state")
@@ -21,7 +21,8 @@ var ErrState = errors.New("not a detector state")
 func AppendState(dst []byte, s *State) []byte {
 	e := encoder{dst: append(dst, stateVersion)}
 	walk(&e, s)
-	walkNew(&e, s)
+	walkSecond(&e, s)
+	walkThird(&e, s)
 	return e.dst
 }
 
@@ -32,16 +33,19 @@ func DecodeState(b []byte, s *State) (rest []byte, err error) {
 	if len(b) == 0 {
 		return nil, fmt.Errorf("%w: empty", ErrState)
 	}
-	if b[0] != stateVersion && b[0] != stateBefore {
-		return nil, fmt.Errorf("%w: version %d, this build reads versions %d and %d", ErrState, b[0], stateBefore, stateVersion)
+	if b[0] < stateFirst || b[0] > stateVersion {
+		return nil, fmt.Errorf("%w: version %d, this build reads versions %d to %d", ErrState, b[0], stateFirst, stateVersion)
 	}
 	var got State
 	d := decoder{src: b[1:]}
 	walk(&d, &got)
-	if b[0] == stateVersion {
-		walkNew(&d, &got)
+	if b[0] > stateFirst {
+		walkSecond(&d, &got)
 	} else {
 		got.noiseHigh, got.noiseLow = float32(got.noise), float32(got.noise)
+	}
+	if b[0] == stateVersion {
+		walkThird(&d, &got)
 	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d", ErrState, d.bad, len(b)-len(d.src))
@@ -128,8 +132,14 @@ func walkAlarm[C coder](c C, a *alarm) {
 	c.u8((*uint8)(&a.causeOf))
 }
 
-// walkNew visits what version 2 added.
-func walkNew[C coder](c C, s *State) {
+// walkThird visits what version 3 added.
+func walkThird[C coder](c C, s *State) {
+	c.f32(&s.grain)
+	c.u8(&s.moves)
+}
+
+// walkSecond visits what version 2 added.
+func walkSecond[C coder](c C, s *State) {
 	for _, f := range []*float32{&s.noiseHigh, &s.noiseLow, &s.load, &s.resid} {
 		c.f32(f)
 	}
@@ -143,7 +153,7 @@ func walkNew[C coder](c C, s *State) {
 func (s *State) check() error {
 	ok := s.bin < hours && s.n <= countCap && s.run <= countCap && s.tail.count <= tailCount && s.cadence >= 0 &&
 		s.noise >= 0 && s.plain >= 0 && s.seasonal >= 0 && s.hi >= s.lo && s.spread >= 0 && s.target >= 0 && s.bar >= 0 &&
-		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.noiseHigh >= 0 && s.noiseLow >= 0 && s.resid >= 0 && s.binN <= countCap && s.dayN <= countCap
+		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.noiseHigh >= 0 && s.noiseLow >= 0 && s.resid >= 0 && s.grain >= 0 && s.moves <= grainAfter && s.binN <= countCap && s.dayN <= countCap
 	if s.n > 0 {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0

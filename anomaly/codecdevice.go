@@ -2,32 +2,37 @@ package anomaly
 
 import "fmt"
 
-// deviceVersion is the first byte of a serialised DeviceState; of deviceBefore
-// what still means the same is read, so that a new detector starts warm.
+// deviceVersion is the first byte of a serialised DeviceState; of those from
+// deviceFirst on what still means the same is read, so that a new detector starts
+// warm: 1 had another alert and no tail of the whole, 2 lacks what walkThirdDevice visits.
 const (
-	deviceVersion = 2
-	deviceBefore  = 1
+	deviceVersion = 3
+	deviceFirst   = 1
 )
 
 // AppendDevice appends the serialised s to dst. Equal states give equal bytes.
 func AppendDevice(dst []byte, s *DeviceState) []byte {
 	e := encoder{dst: append(dst, deviceVersion)}
 	walkDevice(&e, s)
+	walkThirdDevice(&e, s)
 	return e.dst
 }
 
 // DecodeDevice reads one DeviceState from the front of b and returns the rest; it
 // refuses what DecodeState refuses.
 func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
-	if len(b) == 0 || b[0] != deviceVersion && b[0] != deviceBefore {
-		return nil, fmt.Errorf("%w: a device's state begins with version %d or %d: upgrade this node", ErrState, deviceBefore, deviceVersion)
+	if len(b) == 0 || b[0] < deviceFirst || b[0] > deviceVersion {
+		return nil, fmt.Errorf("%w: a device's state begins with a version from %d to %d: upgrade this node", ErrState, deviceFirst, deviceVersion)
 	}
 	var got DeviceState
 	d := decoder{src: b[1:]}
-	if b[0] == deviceBefore {
-		walkBefore(&d, &got)
+	if b[0] == deviceFirst {
+		walkFirstDevice(&d, &got)
 	} else {
 		walkDevice(&d, &got)
+	}
+	if b[0] == deviceVersion {
+		walkThirdDevice(&d, &got)
 	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d of a device's", ErrState, d.bad, len(b)-len(d.src))
@@ -39,8 +44,8 @@ func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
 	return d.src, nil
 }
 
-// walkBefore visits version 1, whose alert was that of the sensors together.
-func walkBefore[C coder](c C, s *DeviceState) {
+// walkFirstDevice visits version 1, whose alert was that of the sensors together.
+func walkFirstDevice[C coder](c C, s *DeviceState) {
 	var a alarm
 	var shown float32
 	walkTogether(c, s)
@@ -78,6 +83,9 @@ func walkDevice[C coder](c C, s *DeviceState) {
 		c.u8(&s.excused[j])
 	}
 }
+
+// walkThirdDevice visits what version 3 added.
+func walkThirdDevice[C coder](c C, s *DeviceState) { c.u16(&s.whole.over) }
 
 func (s *DeviceState) check() error {
 	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.whole.ok() && s.target >= 0 && s.causeOf <= causeLast

@@ -5,7 +5,9 @@ package anomaly
 // anywhere. Thirty sensors that go their own ways have a surprising one in every
 // message, thirty that move as one do not. Other than a series' tail it therefore
 // keeps a fixed share of messages above its threshold and counts the episodes that
-// begin there, instead of keeping a fixed rate of episodes.
+// begin there, instead of keeping a fixed rate of episodes. The messages of one
+// episode count by 1, 1/2, 1/3...: a sensor that switches, and one that broke, stay
+// surprising for hundreds of messages, and each of them is one event.
 type crest struct {
 	q     float64 // threshold: two per cent of the messages lie above
 	mean  float32 // mean excess of an episode's peak over q
@@ -16,6 +18,7 @@ type crest struct {
 	eps   uint16  // episodes that mean and sq rest on, saturating
 	calm  uint16  // messages below q in the present episode
 	long  uint16  // messages of the present episode
+	over  uint16  // messages above q in it
 	in    bool    // an episode is going on
 }
 
@@ -25,8 +28,10 @@ const (
 	crestBegin  = 4.6   // nats above ln(sensors) where the threshold begins: 2 % in declustered form, for independent sensors
 	crestRate   = 0.01  // episodes per message to begin with
 	crestGain   = 0.02  // of the threshold, mean excesses per message, once it has settled
-	crestSlow   = 0.125 // share of the gain upwards in a long episode: a fault must not become the norm
-	crestLong   = 96    // messages after which an episode is over even if it goes on
+	crestHold   = 64    // the k-th message above q of an episode moves it by 1/k, at least by this: a fault must not become the norm
+	crestLong   = 96    // messages after which an episode is over even if it goes on, unless
+	crestDense  = 4     // one message of so many is above q: then it is one event, however long
+	crestMost   = 60000 // messages of an episode that are counted
 	crestForget = 1e-4  // of the rate, per message
 	crestDoubt  = 1.3   // shape + crestDoubt/episodes, see shape; 1 would be the exponential tail's own
 	crestFresh  = 2.0   // weight of an episode beside those before it: the tails below it go on settling
@@ -58,8 +63,8 @@ func (t *crest) learn(u, sensors float64) {
 	if !above {
 		t.q = larger(q-mul(step, tailRate), 0.2)
 	} else {
-		if t.in && t.long > episodeGap {
-			step *= crestSlow
+		if t.in {
+			step /= 1 + float64(min(t.over, crestHold))
 		}
 		t.q = q + mul(step, 1-tailRate)
 	}
@@ -67,7 +72,7 @@ func (t *crest) learn(u, sensors float64) {
 	if t.in {
 		t.goOn(u, q, above)
 	} else if above {
-		t.in, t.calm, t.long, t.top = true, 0, 0, float32(u)
+		t.in, t.calm, t.long, t.top, t.over = true, 0, 0, float32(u), 1
 		began = 1
 	}
 	t.rate = float32(toward(float64(t.rate), began, larger(1/(n+400), crestForget)))
@@ -80,19 +85,17 @@ func (t *crest) learn(u, sensors float64) {
 func (t *crest) goOn(u, q float64, above bool) {
 	if above {
 		t.calm = 0
+		t.over = min(t.over+1, crestMost)
 		t.top = larger32(t.top, float32(u))
 	} else {
 		t.calm++
 	}
-	if t.long++; t.calm < episodeGap && t.long < crestLong {
+	t.long = min(t.long+1, crestMost)
+	if t.calm < episodeGap && (t.long < crestLong || t.over > t.long/crestDense) {
 		return
 	}
 	t.in = false
-	mean := float64(t.mean)
-	e := larger(smaller(float64(t.top)-q, mul(excessClip, mean)), 0)
-	a := crestFresh / (t.known() + crestFresh)
-	t.mean = float32(larger(toward(mean, e, a), 0.05))
-	t.sq = float32(toward(float64(t.sq), mul(e, e), a))
+	t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, crestFresh/(t.known()+crestFresh))
 	if t.eps < episodesMax {
 		t.eps++
 	}

@@ -4,7 +4,7 @@ import "math"
 
 // Version names the arithmetic: two builds with equal Version give equal states
 // and verdicts for equal readings. Any change of a result raises it.
-const Version = 4
+const Version = 5
 
 const (
 	learnTailsAfter = 16 // readings before the features' tails are learned: the scales must exist
@@ -106,7 +106,8 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
+	ex := s.excesses(&f, &v)
+	u, top := surprise(v[:], s.q[:], ex[:], weights[:], tells[:], s.excused[:])
 	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
@@ -116,6 +117,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 	}
 	s.band(&out, f.scale)
 
+	s.learnGrain(math.Abs(x - s.prev))
 	if s.n < countCap {
 		s.n++
 	}
@@ -195,7 +197,8 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
+	ex := s.excesses(&f, &v)
+	u, top := surprise(v[:], s.q[:], ex[:], weights[:], tells[:], s.excused[:])
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {

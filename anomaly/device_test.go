@@ -208,7 +208,8 @@ func TestDeviceStateContinuesAfterDecoding(t *testing.T) {
 	}
 }
 
-// Version 1 had no tail of the whole: its alert began anew, the rest goes on.
+// Version 2 did not count the messages above the threshold of an episode: all of
+// the rest goes on. Version 1 had no tail of the whole: its alert begins anew.
 func TestOlderDeviceStateStartsWarm(t *testing.T) {
 	d := New(DefaultParams())
 	r := rand.New(rand.NewPCG(2, 31))
@@ -225,9 +226,14 @@ func TestOlderDeviceStateStartsWarm(t *testing.T) {
 	for i := range 3000 {
 		step(i)
 	}
-	e := encoder{dst: []byte{deviceBefore}}
-	walkBefore(&e, &s)
+	two := encoder{dst: []byte{2}}
+	walkDevice(&two, &s)
 	var back DeviceState
+	if rest, err := DecodeDevice(two.dst, &back); err != nil || len(rest) != 0 || back.whole.q != s.whole.q || back.alarm != s.alarm || back.whole.over != 0 {
+		t.Fatalf("rest %d bytes, error %v, state %+v", len(rest), err, back)
+	}
+	e := encoder{dst: []byte{deviceFirst}}
+	walkFirstDevice(&e, &s)
 	if rest, err := DecodeDevice(e.dst, &back); err != nil || len(rest) != 0 {
 		t.Fatalf("rest %d bytes, error %v", len(rest), err)
 	}

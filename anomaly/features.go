@@ -50,7 +50,10 @@ func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run
 	} else if x < s.lo {
 		v[featureRange] = (s.lo - x) / (s.hi - s.lo + f.unit)
 	}
-	v[featureRun] = float64(run)
+	v[featureRun] = 0
+	if run < s.n/2 { // what has said nothing else for half of its life is not stuck
+		v[featureRun] = float64(run)
+	}
 	v[featureDrift] = math.Abs(long)
 }
 
@@ -80,6 +83,49 @@ func surprise(v []float64, q, ex []float32, weight, tells []float64, excused []u
 		best = larger(best, c)
 	}
 	return mul(1-agreement, best) + mul(agreement, sum), top
+}
+
+const (
+	grainAfter  = 16    // steps after which the smallest is believed
+	grainPart   = 0.5   // of it, the least mean excess: one step further is two nats
+	grainForget = 0.001 // that it grows by at each step
+	grainMax    = 1e37
+)
+
+// excesses are the mean excesses with what coarse values add. A series of whole
+// degrees, or one that is on or off, has no readings between its steps; how rare
+// the next step is, nothing can say before it was there a few times. A surprise
+// that is measured in steps therefore counts by them, however regular the few
+// values are that were seen.
+func (s *State) excesses(f *forecast, v *[features]float64) [features]float32 {
+	ex := s.ex
+	if s.moves < grainAfter {
+		return ex
+	}
+	g := mul(grainPart, float64(s.grain))
+	if v[featureSpike] > float64(s.q[featureSpike]) {
+		ex[featureSpike] = larger32(ex[featureSpike], float32(g/f.scale))
+	}
+	if v[featureDev] > float64(s.q[featureDev]) {
+		ex[featureDev] = larger32(ex[featureDev], float32(g/f.wide))
+	}
+	if v[featureRange] > float64(s.q[featureRange]) {
+		ex[featureRange] = larger32(ex[featureRange], float32(g/(s.hi-s.lo+f.unit)))
+	}
+	return ex
+}
+
+// learnGrain follows the smallest step that the series makes.
+func (s *State) learnGrain(step float64) {
+	if step == 0 {
+		return
+	}
+	g := float64(s.grain)
+	if g == 0 || step < g {
+		g = step
+	}
+	s.grain = float32(smaller(g+mul(grainForget, g), grainMax))
+	s.moves = min(s.moves+1, grainAfter)
 }
 
 // learning is how the tail of a feature follows its readings, from about the

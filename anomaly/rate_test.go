@@ -25,8 +25,7 @@ func alarms(p Params, g noise, devices, sensors int, cadence int64, readings int
 
 // The target rate of false alarms is honoured within a factor of two by every
 // series alone, for every distribution, cadence and number of sensors. Sample
-// sizes give 50 to 500 expected alarms per cell. Several sensors of five coarse
-// steps that never report together are the known exception (DESIGN.md).
+// sizes give 50 to 500 expected alarms per cell.
 func TestFalseAlarmRateIsWithinTwiceTheTarget(t *testing.T) {
 	cells := []struct {
 		name             string
@@ -47,9 +46,6 @@ func TestFalseAlarmRateIsWithinTwiceTheTarget(t *testing.T) {
 		for _, g := range noises() {
 			got := alarms(p, g, c.devices, c.sensors, c.cadence, c.readings) / c.target
 			t.Logf("%-45s %-18s %.2f of the target", c.name, g.name, got)
-			if c.sensors > 1 && g.name == "five steps" {
-				continue
-			}
 			if got < 0.5 || got > 2 {
 				t.Errorf("%s, %s: %.2f of the target, want 0.5 to 2", c.name, g.name, got)
 			}

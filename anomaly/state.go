@@ -39,6 +39,8 @@ type State struct {
 	memory             float32 // of the level, readings; renewed with bar
 	short, spread      float32 // short means of the deviation and of |innovation|, in scales
 	long               float32 // long mean of the deviation
+	grain              float32 // smallest step between two readings, forgotten over weeks; 0 before the first
+	moves              uint8   // steps seen, saturating
 
 	// first stage of tails: per feature a quantile and the mean excess over it
 	q, ex [features]float32

@@ -27,7 +27,9 @@ type tail struct {
 
 const (
 	episodeGap  = 24        // readings below the threshold that end an episode, as they close an alert
-	excessClip  = 6.0       // an excess counts at most so many mean excesses: real anomalies must not become the norm
+	excessClip  = 3.0       // an excess counts at most so many mean excesses: real anomalies must not become the norm
+	clipMean    = 1.0523957 // what that takes from the mean of an exponential tail: 1/(1 - e^-3)
+	clipSquare  = 1.2486960 // and from its mean square: 1/(1 - 4 e^-3)
 	shapePrior  = 25        // episodes that the belief in the usual shape, rhoPrior, weighs as much as
 	rhoPrior    = 1.1       // a little heavier than exponential; 1 is exponential
 	episodesMax = 400       // memory in episodes; the standard error of the scale is then 5 %
@@ -66,6 +68,17 @@ func excessNats(e, xi float64) float64 {
 
 func (t *tail) shape(doubt float64) (sigma, xi float64) {
 	return shape(float64(t.mean), float64(t.sq), t.known(), doubt, rhoPrior)
+}
+
+// moments moves the mean and the mean square of the excesses by the share a of
+// one more. Some excesses are faults, which are not what the tail is about; six
+// of them, of six means each, among two hundred made the seventh look usual. An
+// excess is therefore cut at three means, and what that takes from the moments
+// of an exponential tail is put back.
+func moments(mean, sq float32, excess, a float64) (m, s float32) {
+	e := larger(smaller(excess, mul(excessClip, float64(mean))), 0)
+	m = float32(larger(toward(float64(mean), mul(clipMean, e), a), 0.05))
+	return m, float32(toward(float64(sq), mul(clipSquare, mul(e, e)), a))
 }
 
 // nats is -ln of the rate of episodes per reading whose peak reaches u; doubt is
@@ -122,10 +135,8 @@ func (t *tail) learn(u float64) bool {
 	} else if t.in {
 		if t.calm++; t.calm >= episodeGap {
 			t.in = false
-			e := larger(smaller(float64(t.top)-q, mul(excessClip, mean)), 0)
 			a := 1 / (t.known() + 1)
-			t.mean = float32(larger(toward(mean, e, a), 0.05))
-			t.sq = float32(toward(float64(t.sq), mul(e, e), a))
+			t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, a)
 			t.step = float32(float64(t.mean) / t.known())
 			moved = true
 		}
