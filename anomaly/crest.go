@@ -42,10 +42,13 @@ func (t *crest) known() float64 { return float64(t.eps) + crestPrior }
 
 // nats is -ln of the rate of episodes per message whose peak reaches u.
 func (t *crest) nats(u float64) float64 {
+	if u <= 0 {
+		return 0
+	}
 	base := -ln(float64(t.rate))
 	e := u - t.q
-	if e <= 0 {
-		return larger(base+e/float64(t.mean), 0)
+	if e <= 0 { // nothing at all is no surprise, wherever the threshold lies: an open alert must close
+		return mul(base, u/t.q)
 	}
 	sigma, xi := shape(float64(t.mean), float64(t.sq), t.known(), crestDoubt, 1)
 	return base + excessNats(e/sigma, xi)
@@ -95,7 +98,7 @@ func (t *crest) goOn(u, q float64, above bool) {
 		return
 	}
 	t.in = false
-	t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, crestFresh/(t.known()+crestFresh))
+	t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, crestFresh/(t.known()+crestFresh), squareDevice)
 	if t.eps < episodesMax {
 		t.eps++
 	}

@@ -106,8 +106,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	ex := s.excesses(&f, &v)
-	u, top := surprise(v[:], s.q[:], ex[:], weights[:], tells[:], s.excused[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
 	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
@@ -124,6 +123,7 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 	if s.n > learnTailsAfter {
 		s.learnRun(ended)
 		s.learnFeatures(&v)
+		s.coarsen(&f, &v)
 	}
 	s.short, s.long, s.spread = float32(short), float32(long), float32(spread)
 	if reset {
@@ -183,7 +183,7 @@ func (d *Detector) aim(s *State) {
 	s.earn = float32(exp(-aim))
 	b := s.tail.reach(aim)
 	if b > softCap {
-		b = mul(softCap, exp((smaller(b, 60)-softCap)/(softCap/2)))
+		b = mul(softCap, exp((smaller(b, 60)-softCap)/softCap))
 	}
 	s.bar = float32(larger(b, 0.1))
 }
@@ -197,8 +197,7 @@ func (d *Detector) late(s *State, t int64, x float64) Verdict {
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	ex := s.excesses(&f, &v)
-	u, top := surprise(v[:], s.q[:], ex[:], weights[:], tells[:], s.excused[:])
+	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
 	if u > 0 {
 		out.Cause = causeOf(top, &f, false)
 		if !out.Warmup && s.target > 0 {

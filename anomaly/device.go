@@ -80,12 +80,19 @@ func (r *Row) Reset() { r.sensors, r.limit = r.sensors[:0], 0 }
 
 // Add scores a reading as Step does and makes it part of the message.
 func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
-	late := s.n > 0 && t < s.last
-	v := d.Step(s, t, x)
-	if !late && x-x == 0 {
-		r.sensors = append(r.sensors, rowSensor{state: s, v: v})
+	if x-x != 0 || s.n > 0 && t < s.last {
+		return d.Step(s, t, x)
 	}
-	return v
+	n := len(r.sensors)
+	if n < cap(r.sensors) {
+		r.sensors = r.sensors[:n+1]
+	} else {
+		r.sensors = append(r.sensors, rowSensor{})
+	}
+	y := &r.sensors[n]
+	y.state, y.part, y.rest = s, 0, 0
+	y.v = d.Step(s, t, x)
+	return y.v
 }
 
 // Exceed says that the i-th sensor is outside of its physical range, low to high:
@@ -184,7 +191,10 @@ func (d *Detector) judgeWhole(s *DeviceState, r *Row, out *DeviceVerdict, jointN
 		}
 	}
 	sensors := float64(max(int(r.sensors[0].state.sensors), len(r.sensors)))
-	own := larger(most-ln(sensors), 0) // as if all sensors went their own ways
+	own := 0.0
+	if most > 0 {
+		own = larger(most-ln(sensors), 0) // as if all sensors went their own ways
+	}
 	nats := own
 	if s.whole.count >= crestReady {
 		nats = s.whole.nats(u)
@@ -216,7 +226,9 @@ func (d *Detector) judgeWhole(s *DeviceState, r *Row, out *DeviceVerdict, jointN
 // own account, which stays comparable over years, and the half of the scale the
 // device's tail, which says how rare such a message is.
 func (s *DeviceState) show(out *DeviceVerdict, nats float64, rare, news bool) {
-	out.nats = nats
+	if out.nats = nats; nats <= 0 {
+		return
+	}
 	score := 1 - exp(-mul(math.Ln2, nats)/float64(s.target))
 	if !rare {
 		score *= 0.5

@@ -70,7 +70,7 @@ func surprise(v []float64, q, ex []float32, weight, tells []float64, excused []u
 		}
 		c := over / float64(ex[j])
 		if c > softCap {
-			c = softCap + mul(softCap/2, ln(c/softCap))
+			c = softCap + mul(softCap, ln(c/softCap))
 		}
 		if k := excused[j]; k > 0 {
 			c *= 2 / (2 + float64(k))
@@ -92,27 +92,25 @@ const (
 	grainMax    = 1e37
 )
 
-// excesses are the mean excesses with what coarse values add. A series of whole
-// degrees, or one that is on or off, has no readings between its steps; how rare
-// the next step is, nothing can say before it was there a few times. A surprise
-// that is measured in steps therefore counts by them, however regular the few
-// values are that were seen.
-func (s *State) excesses(f *forecast, v *[features]float64) [features]float32 {
-	ex := s.ex
+// coarsen keeps the mean excesses from falling below what coarse values can tell.
+// A series of whole degrees, or one that is on or off, has no readings between its
+// steps; how rare the next step is, nothing can say before it was there a few
+// times. A surprise that is measured in steps therefore counts by them, however
+// regular the few values are that were seen.
+func (s *State) coarsen(f *forecast, v *[features]float64) {
 	if s.moves < grainAfter {
-		return ex
+		return
 	}
 	g := mul(grainPart, float64(s.grain))
 	if v[featureSpike] > float64(s.q[featureSpike]) {
-		ex[featureSpike] = larger32(ex[featureSpike], float32(g/f.scale))
+		s.ex[featureSpike] = larger32(s.ex[featureSpike], float32(smaller(g/f.scale, grainMax)))
 	}
 	if v[featureDev] > float64(s.q[featureDev]) {
-		ex[featureDev] = larger32(ex[featureDev], float32(g/f.wide))
+		s.ex[featureDev] = larger32(s.ex[featureDev], float32(smaller(g/f.wide, grainMax)))
 	}
 	if v[featureRange] > float64(s.q[featureRange]) {
-		ex[featureRange] = larger32(ex[featureRange], float32(g/(s.hi-s.lo+f.unit)))
+		s.ex[featureRange] = larger32(s.ex[featureRange], float32(smaller(g/(s.hi-s.lo+f.unit), grainMax)))
 	}
-	return ex
 }
 
 // learnGrain follows the smallest step that the series makes.
@@ -162,30 +160,34 @@ func (s *State) learnRun(ended uint32) {
 		run = s.run
 		gain = smaller(mul(runShare, float64(run))/float64(s.n), 1)
 	}
-	usual.at(s.n).learn(float64(run), gain, &s.q[featureRun], &s.ex[featureRun], excessMin[featureRun])
+	usual.of(young(s.n)).learn(float64(run), gain, &s.q[featureRun], &s.ex[featureRun], excessMin[featureRun])
 }
 
 // learnFeatures teaches the other features.
 func (s *State) learnFeatures(v *[features]float64) {
+	l := young(s.n)
 	for j := range v {
 		if j != featureRun {
-			learnings[j].at(s.n).learn(v[j], 1, &s.q[j], &s.ex[j], excessMin[j])
+			learnings[j].of(l).learn(v[j], 1, &s.q[j], &s.ex[j], excessMin[j])
 		}
 	}
 }
 
 // learnTails teaches the features of a device; n is the number of messages so far.
 func learnTails(v []float64, q, ex, least []float32, n uint32) {
-	l := usual.at(n)
+	l := usual.of(young(n))
 	for j := range v {
 		l.learn(v[j], 1, &q[j], &ex[j], least[j])
 	}
 }
 
-// at is l after n readings.
-func (l learning) at(n uint32) learning {
-	return learning{larger(l.q, 30/float64(n)), larger(l.ex, 1/(1+mul(tailRate, float64(n))))}
+// young is what a tail moves by after n readings, at least.
+func young(n uint32) learning {
+	return learning{30 / float64(n), 1 / (1 + mul(tailRate, float64(n)))}
 }
+
+// of is the faster of l and what a young tail does.
+func (l learning) of(y learning) learning { return learning{larger(l.q, y.q), larger(l.ex, y.ex)} }
 
 // learn moves a quantile by a step of its mean excess (Robbins-Monro) and the
 // mean excess by the winsorised excess; gain is what the reading counts for.

@@ -27,9 +27,8 @@ type tail struct {
 
 const (
 	episodeGap  = 24        // readings below the threshold that end an episode, as they close an alert
-	excessClip  = 3.0       // an excess counts at most so many mean excesses: real anomalies must not become the norm
+	excessClip  = 3.0       // an excess counts at most so many mean excesses in their mean: real anomalies must not become the norm
 	clipMean    = 1.0523957 // what that takes from the mean of an exponential tail: 1/(1 - e^-3)
-	clipSquare  = 1.2486960 // and from its mean square: 1/(1 - 4 e^-3)
 	shapePrior  = 25        // episodes that the belief in the usual shape, rhoPrior, weighs as much as
 	rhoPrior    = 1.1       // a little heavier than exponential; 1 is exponential
 	episodesMax = 400       // memory in episodes; the standard error of the scale is then 5 %
@@ -70,15 +69,25 @@ func (t *tail) shape(doubt float64) (sigma, xi float64) {
 	return shape(float64(t.mean), float64(t.sq), t.known(), doubt, rhoPrior)
 }
 
+// cut is where an excess is cut for the mean square, in means, and what puts back
+// what that takes from an exponential tail: 1/(1 - (1+c) e^-c).
+type cut struct{ at, back float64 }
+
+var (
+	squareSeries = cut{6, 1.0176576} // a heavy tail of its own must show
+	squareDevice = cut{3, 1.2486706} // its variable is in nats already: what is heavy is a fault
+)
+
 // moments moves the mean and the mean square of the excesses by the share a of
 // one more. Some excesses are faults, which are not what the tail is about; six
 // of them, of six means each, among two hundred made the seventh look usual. An
-// excess is therefore cut at three means, and what that takes from the moments
-// of an exponential tail is put back.
-func moments(mean, sq float32, excess, a float64) (m, s float32) {
-	e := larger(smaller(excess, mul(excessClip, float64(mean))), 0)
-	m = float32(larger(toward(float64(mean), mul(clipMean, e), a), 0.05))
-	return m, float32(toward(float64(sq), mul(clipSquare, mul(e, e)), a))
+// excess is therefore cut, and what that takes from the moments of an exponential
+// tail is put back.
+func moments(mean, sq float32, excess, a float64, square cut) (m, s float32) {
+	e := larger(excess, 0)
+	e1, e2 := smaller(e, mul(excessClip, float64(mean))), smaller(e, mul(square.at, float64(mean)))
+	m = float32(larger(toward(float64(mean), mul(clipMean, e1), a), 0.05))
+	return m, float32(toward(float64(sq), mul(square.back, mul(e2, e2)), a))
 }
 
 // nats is -ln of the rate of episodes per reading whose peak reaches u; doubt is
@@ -136,7 +145,7 @@ func (t *tail) learn(u float64) bool {
 		if t.calm++; t.calm >= episodeGap {
 			t.in = false
 			a := 1 / (t.known() + 1)
-			t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, a)
+			t.mean, t.sq = moments(t.mean, t.sq, float64(t.top)-q, a, squareSeries)
 			t.step = float32(float64(t.mean) / t.known())
 			moved = true
 		}
