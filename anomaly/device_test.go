@@ -251,6 +251,47 @@ func TestOlderDeviceStateStartsWarm(t *testing.T) {
 	}
 }
 
+// A device whose messages are mostly without any surprise has a low threshold;
+// such a message must not have what keeps an alert open.
+func TestNothingIsNoSurpriseOfADevice(t *testing.T) {
+	c := crest{q: 0.2, mean: 3, sq: 18, rate: 0.02, count: 5000, eps: 50}
+	if got := c.nats(0); got != 0 {
+		t.Errorf("no surprise has %v nats", got)
+	}
+	was := 0.0
+	for u := 0.05; u < 60; u += 0.05 {
+		got := c.nats(u)
+		if got < was {
+			t.Fatalf("%v nats at %v, %v before", got, u, was)
+		}
+		was = got
+	}
+}
+
+// What is coarse counts by its steps: a switch that is on for a minute now and
+// then is no surprise once it was on some dozens of times, three steps beyond are.
+func TestASwitchBecomesUsual(t *testing.T) {
+	d := New(DefaultParams())
+	r := rand.New(rand.NewPCG(4, 37))
+	var s State
+	late := 0
+	on := 0.0
+	for i := range 30_000 {
+		if r.IntN(200) == 0 {
+			on = 1 - on
+		}
+		if d.Step(&s, int64(i)*60*second, on).Alert == Opened && i > 15_000 {
+			late++
+		}
+	}
+	if late > 1 {
+		t.Errorf("%d alerts in ten days of a switch that does what it did before", late)
+	}
+	if v := d.Step(&s, 30_000*60*second, 8); v.Severity < 50 {
+		t.Errorf("eight where there was only on and off: %+v", v)
+	}
+}
+
 func TestMessageAllocatesNothing(t *testing.T) {
 	d := New(DefaultParams())
 	var states [4]State
