@@ -40,6 +40,7 @@ type testCluster struct {
 	// url of a node's database; nil is the embedded store.
 	database func(n *testNode) string
 	flush    FlushConfig
+	abstain  time.Duration
 	seed     []string // peers that start the groups
 
 	mu      sync.Mutex
@@ -208,9 +209,10 @@ func (c *testCluster) evict(peer string) {
 }
 
 // Group, Propose, Ask: the mux as shard wants it.
-func (n *testNode) Group(group uint32) raft.Transport { return n.mux.Group(group) }
-func (n *testNode) Poke(group uint32) error           { return n.mux.Poke(group) }
-func (n *testNode) Connected(peer string) bool        { return n.mux.Connected(peer) }
+func (n *testNode) Group(group uint32) raft.Transport              { return n.mux.Group(group) }
+func (n *testNode) Poke(group uint32) error                        { return n.mux.Poke(group) }
+func (n *testNode) OnElection(group uint32, abstains func() error) { n.mux.OnElection(group, abstains) }
+func (n *testNode) Connected(peer string) bool                     { return n.mux.Connected(peer) }
 
 func (n *testNode) OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) bool, installed func(*raft.InstallSnapshotRequest)) {
 	n.mux.Group(group).SetGate(mux.Gate{Known: offered, Installed: installed})
@@ -261,7 +263,7 @@ func (n *testNode) start() {
 	n.host, err = OpenHost(quiet(), nil, HostConfig{
 		Self: n.peer, Dir: filepath.Join(n.dir, "shards"), FlushesMax: 2,
 		Flush:  n.c.flush,
-		Limits: Limits{SnapshotLogBytes: 32 << 10, TrailingLogs: 8},
+		Limits: Limits{SnapshotLogBytes: 32 << 10, TrailingLogs: 8, Abstain: n.c.abstain},
 	}, Deps{
 		Log: func(group uint32) Log { return gatedLog{n.log.Group(group), n.gate} }, Transport: n, Ask: n.Ask,
 		Stores: stores, Detector: testDetector(), Emit: func([]Event) {},

@@ -49,7 +49,7 @@ type Peers interface {
 func (h *Host) Run(ctx context.Context, peers Peers) {
 	var balancing sync.WaitGroup
 	balancing.Go(func() { every(ctx, balanceEvery, func(time.Time) { h.balance() }) }) // a hand-over may wait for seconds
-	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk(); h.tendRows() }) })
+	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk(); h.tendBallots() }) })
 	balancing.Go(func() { every(ctx, membersEvery, func(time.Time) { h.tendMembers(ctx, peers) }) })
 	every(ctx, standEvery, func(now time.Time) { h.standLeaderless(ctx, now, peers) })
 	balancing.Wait()
@@ -121,7 +121,7 @@ func (h *Host) rank(s *hosted, dead string) int {
 }
 
 func (h *Host) stand(s *hosted) {
-	if !h.votes(s) {
+	if !h.votes(s) || h.abstains(s.id, s.ballot) != nil {
 		return
 	}
 	if err := h.deps.Transport.Poke(GroupOf(s.id)); err != nil {
@@ -138,7 +138,9 @@ func (h *Host) votes(s *hosted) bool { return slices.Contains(s.voters(), h.cfg.
 func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) {
 	var lost []*hosted
 	for _, s := range h.all() {
-		if leader := s.leader(); leader != "" || s.raft.State() == raft.Leader {
+		led := s.leader() != "" || s.raft.State() == raft.Leader
+		s.ballot.hears(led, now)
+		if led {
 			s.leaderless = time.Time{}
 			continue
 		}

@@ -170,18 +170,9 @@ func (h *Host) tendDisk() {
 	}
 }
 
-// tendRows gives away the leaderships of shards whose rows have rotted here: this
-// replica could answer no query for them before it has fetched them. It goes on
-// voting, since its log and its state are whole.
-func (h *Host) tendRows() {
-	if h.deps.RottenRows != nil {
-		h.relieve(func(s *hosted) bool { return h.deps.RottenRows(s.id) })
-	}
-}
-
 // unfit reports whether a shard should rather be led elsewhere.
 func (h *Host) unfit(id telemetry.ShardID) bool {
-	return h.slow.Load() || h.deps.RottenRows != nil && h.deps.RottenRows(id)
+	return h.slow.Load() || h.unrepaired(id) != nil
 }
 
 // relieve gives leaderships away from a node with a bad disk, to replicas whose

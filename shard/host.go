@@ -134,8 +134,8 @@ type Deps struct {
 	// Drop removes the rows of a shard that has left this node; nil is nothing.
 	Drop func(telemetry.ShardID) error
 	// RottenRows reports whether rows of a shard in the local store were damaged and
-	// are not back yet; the shard is led elsewhere meanwhile, if another replica can.
-	// nil: never. It must not block.
+	// are not back yet; meanwhile the replica takes part in no election and the shard
+	// is led elsewhere, if another replica can. nil: never. It must not block.
 	RottenRows func(id telemetry.ShardID) bool
 	// OnDamage is told of every damaged snapshot of a replica here, once; nil is
 	// nobody. It must not block.
@@ -173,7 +173,8 @@ type Host struct {
 type hosted struct {
 	*Shard
 	place      atomic.Pointer[Replica]
-	leaderless time.Time     // since when no leader is known; zero while one is. Owned by Run
+	leaderless time.Time // since when no leader is known, or since it last stood; zero while one is. Owned by Run
+	ballot     *ballot
 	logEnd     atomic.Uint64 // of the log when a snapshot was offered
 }
 
@@ -283,6 +284,9 @@ func (h *Host) open(r Replica) error {
 		cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: raft.ServerID(p), Address: raft.ServerAddress(p)})
 	}
 	trans := h.deps.Transport.Group(group)
+	b := new(ballot)
+	b.hears(false, time.Now())
+	h.watchElections(r.Shard, b)
 	s, err := openShard(h.logger, h.metrics, cfg, replicaDeps{
 		log: log, trans: trans, stores: h.deps.Stores, det: h.deps.Detector,
 		emit: h.deps.Emit, confirms: h.deps.Confirms, onLead: h.leads, onStuck: h.stuck, turns: h.turns, ask: h.deps.Ask, sessions: h.deps.Sessions,
@@ -293,7 +297,7 @@ func (h *Host) open(r Replica) error {
 		}
 		return err
 	}
-	hs := &hosted{Shard: s, leaderless: time.Now()}
+	hs := &hosted{Shard: s, leaderless: time.Now(), ballot: b}
 	hs.place.Store(&r)
 	h.watchSnapshots(hs)
 	h.mu.Lock()

@@ -27,6 +27,8 @@ type metrics struct {
 	members          *prometheus.CounterVec
 	building         prometheus.Gauge
 	damaged          prometheus.Counter
+	abstentions      prometheus.Counter
+	abstaining       prometheus.Gauge
 }
 
 func newMetrics(reg prometheus.Registerer) *metrics {
@@ -47,6 +49,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		members:          f.NewCounterVec(prometheus.CounterOpts{Name: "sluice_shard_member_changes_total", Help: "Changes of the members of groups led by this node: add, promote, remove."}, []string{"change"}),
 		building:         f.NewGauge(prometheus.GaugeOpts{Name: "sluice_shard_replicas_building_count", Help: "Replicas on this node that do not vote yet."}),
 		damaged:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_damaged_total", Help: "Snapshots of shards on this node that were found damaged."}),
+		abstentions:      f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_abstentions_total", Help: "Votes not given and not asked for because something of the replica is damaged and not repaired."}),
+		abstaining:       f.NewGauge(prometheus.GaugeOpts{Name: "sluice_shard_replicas_abstaining_count", Help: "Replicas on this node that stay out of elections until they are repaired."}),
 	}
 }
 

@@ -8,6 +8,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/hashicorp/raft"
+
 	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -16,8 +18,8 @@ import (
 // at the next start or when a follower is far behind. So snapshots are read back
 // while the replica runs. One that has rotted has cost nothing yet: what it held
 // is in memory. The replica writes another one in its place at once, and is as
-// good as before, without its group being a voter short for a moment. Only if
-// the node dies in between does the next start find the damage, and then the
+// good as before; for that moment it stays out of elections, see abstain.go. Only
+// if the node dies in between does the next start find the damage, and then the
 // replica is rebuilt from its peers.
 
 // Scrub says how snapshots are read back.
@@ -100,9 +102,7 @@ func (h *Host) scrubSnapshots(ctx context.Context) bool {
 		case err != nil && !errors.Is(err, fs.ErrNotExist): // of descriptors, for example
 			s.logger.Warn("snapshot not read back", "err", err)
 		default:
-			h.mu.Lock()
-			delete(h.rotten, s.id)
-			h.mu.Unlock()
+			h.replaced(s)
 		}
 	}
 	return whole
@@ -114,19 +114,31 @@ func (h *Host) replaceSnapshot(s *hosted, damage *DamageError) bool {
 	if !h.noteRotten(s, damage) {
 		return true
 	}
+	if s.raft.State() == raft.Leader && s.readable.Load() != 0 {
+		h.relieveOne(s)
+	}
 	err := s.snapshot()
 	if err == nil {
 		var name string
 		if name, err = SnapshotDamage(h.ctx, h.dir(s.id), Scrub{}); name == "" && err == nil {
-			h.mu.Lock()
-			delete(h.rotten, s.id)
-			h.mu.Unlock()
+			h.replaced(s)
 			s.logger.Info("damaged snapshot replaced by one of the state in memory", "snapshot", damage.Snapshot)
 			return true
 		}
 	}
 	s.logger.Error("damaged snapshot not replaced, trying again", "snapshot", damage.Snapshot, "err", err)
 	return false
+}
+
+// replaced notes that the latest snapshot of a replica is whole.
+func (h *Host) replaced(s *hosted) {
+	h.mu.Lock()
+	_, was := h.rotten[s.id]
+	delete(h.rotten, s.id)
+	h.mu.Unlock()
+	if was {
+		_ = h.abstains(s.id, s.ballot) // says that it is repaired
+	}
 }
 
 // noteRotten reports a damaged snapshot of a running replica, once; false when the
@@ -141,6 +153,7 @@ func (h *Host) noteRotten(s *hosted, damage *DamageError) bool {
 	h.mu.Unlock()
 	if runs && (known == nil || known.Snapshot != damage.Snapshot) {
 		h.reportDamage(s.logger, damage, "snapshot is damaged: another one is taken of the state in memory")
+		_ = h.abstains(s.id, s.ballot) // from now on; says so
 	}
 	return runs
 }

@@ -140,6 +140,9 @@ type Limits struct {
 	// TrailingLogs is how many entries before a snapshot stay for followers that
 	// are a little behind (default 8192); the log keeps what is not stored anyway.
 	TrailingLogs uint64
+	// Abstain is how long a shard may be without a leader before a damaged replica
+	// takes part in elections all the same (default 10 s).
+	Abstain time.Duration
 }
 
 func (l Limits) withDefaults() Limits {
@@ -148,6 +151,9 @@ func (l Limits) withDefaults() Limits {
 	}
 	if l.TrailingLogs == 0 {
 		l.TrailingLogs = trailingLogs
+	}
+	if l.Abstain == 0 {
+		l.Abstain = abstainMax
 	}
 	return l
 }

@@ -77,8 +77,7 @@ func TestLeadershipsStayWhereAllDisksAreSlow(t *testing.T) {
 	p.publish(5)
 }
 
-// TestShardWhoseRowsHaveRottedIsLedElsewhere until they are back: its log is whole,
-// so the replica goes on voting.
+// TestShardWhoseRowsHaveRottedIsLedElsewhere until they are back.
 func TestShardWhoseRowsHaveRottedIsLedElsewhere(t *testing.T) {
 	const shards = 3
 	c := newTestCluster(t, 3, shards)

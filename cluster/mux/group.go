@@ -60,6 +60,7 @@ type Transport struct {
 	consumer chan raft.RPC
 	handler  atomic.Pointer[func(raft.RPC)]
 	gate     atomic.Pointer[Gate]
+	election atomic.Pointer[func() error]
 	installs installs
 
 	mu      sync.Mutex
@@ -119,6 +120,27 @@ func (m *Mux) Poke(group uint32) error {
 
 // SetGate replaces the group's gate.
 func (t *Transport) SetGate(g Gate) { t.gate.Store(&g) }
+
+// SetElectionGate keeps the local replica of a group out of elections while
+// abstains returns an error: it is not heard when it asks for votes, and who asks
+// for its own, or hands over to it, gets the error as answer. Raft is told nothing
+// of that, so that it is as if the messages were lost. Heartbeats and entries pass.
+// Poke passes too: whoever calls it knows. abstains runs on a reader's goroutine and
+// must not block. The gate lasts until the group is closed; set it before raft
+// starts.
+func (t *Transport) SetElectionGate(abstains func() error) { t.election.Store(&abstains) }
+
+// OnElection is SetElectionGate by the number of the group.
+func (m *Mux) OnElection(group uint32, abstains func() error) {
+	m.Group(group).SetElectionGate(abstains)
+}
+
+func (t *Transport) abstains() error {
+	if f := t.election.Load(); f != nil {
+		return (*f)()
+	}
+	return nil
+}
 
 // Interrupt ends the waiting of appends for peers without a connection, now and
 // later. Call it before raft's Shutdown, which waits for them.
@@ -187,8 +209,12 @@ func (m *Mux) serveRaft(c *conn, h header, body []byte) error {
 	return nil
 }
 
-// admit asks the gate about a request with entries.
+// admit asks the gates about a request with entries or of an election.
 func (t *Transport) admit(request any) error {
+	switch request.(type) {
+	case *raft.RequestVoteRequest, *raft.RequestPreVoteRequest, *raft.TimeoutNowRequest:
+		return t.abstains()
+	}
 	a, ok := request.(*raft.AppendEntriesRequest)
 	if !ok || len(a.Entries) == 0 {
 		return nil

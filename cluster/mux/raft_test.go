@@ -3,6 +3,7 @@ package mux
 import (
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -175,4 +176,43 @@ func TestRestartedNodeCatchesUpAtANewAddress(t *testing.T) {
 	for g := uint32(1); g <= groups; g++ {
 		eventually(t, "the restarted node to have all entries", func() bool { return rc.replicas[2][g].fsm.has() == 2 })
 	}
+}
+
+// TestReplicaThatAbstainsIsNotHeardInElections: neither of the two that are left is
+// elected while one of them abstains, whichever stands, and raft is told nothing.
+func TestReplicaThatAbstainsIsNotHeardInElections(t *testing.T) {
+	rc := newRaftCluster(t, 3, 1)
+	rc.apply(t, "first")
+	l := rc.leader(t, 1)
+	silent, other := (l+1)%3, (l+2)%3
+	for _, i := range []int{silent, other} {
+		eventually(t, "all entries", func() bool { return rc.replicas[i][1].fsm.has() == 1 })
+	}
+	var abstains atomic.Bool
+	var asked atomic.Int32
+	abstains.Store(true)
+	rc.muxes[silent].OnElection(1, func() error {
+		if !abstains.Load() {
+			return nil
+		}
+		asked.Add(1)
+		return errors.New("abstains")
+	})
+	if err := rc.muxes[l].Group(1).TimeoutNow("", raft.ServerAddress(rc.peers[silent]), &raft.TimeoutNowRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3, ID: rc.muxes[l].self, Addr: rc.muxes[l].self}}, new(raft.TimeoutNowResponse)); err == nil || err.Error() != "abstains" {
+		t.Errorf("hand-over to it: %v", err)
+	}
+	if err := rc.replicas[l][1].Shutdown().Error(); err != nil {
+		t.Fatal(err)
+	}
+	asked.Store(0)
+	eventually(t, "votes are asked for", func() bool {
+		for _, i := range []int{silent, other} {
+			if rc.replicas[i][1].State() == raft.Leader {
+				t.Fatalf("node %d leads", i)
+			}
+		}
+		return asked.Load() >= 4
+	})
+	abstains.Store(false)
+	rc.leader(t, 1, l)
 }

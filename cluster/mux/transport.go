@@ -66,11 +66,17 @@ func (t *Transport) AppendEntries(_ raft.ServerID, target raft.ServerAddress, ar
 
 // RequestVote implements raft.Transport.
 func (t *Transport) RequestVote(_ raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := t.abstains(); err != nil {
+		return err
+	}
 	return t.call(target, kindVote, args, resp)
 }
 
 // RequestPreVote implements raft.WithPreVote.
 func (t *Transport) RequestPreVote(_ raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := t.abstains(); err != nil {
+		return err
+	}
 	return t.call(target, kindPreVote, args, resp)
 }
 

@@ -136,9 +136,10 @@ func (w *world) table() (out []shard.Replica) {
 }
 
 // Group, Poke, Connected, OnSnapshot, Propose and Ask: the mux as shard wants it.
-func (n *node) Group(group uint32) raft.Transport { return n.mux.Group(group) }
-func (n *node) Poke(group uint32) error           { return n.mux.Poke(group) }
-func (n *node) Connected(peer string) bool        { return n.mux.Connected(peer) }
+func (n *node) Group(group uint32) raft.Transport              { return n.mux.Group(group) }
+func (n *node) Poke(group uint32) error                        { return n.mux.Poke(group) }
+func (n *node) OnElection(group uint32, abstains func() error) { n.mux.OnElection(group, abstains) }
+func (n *node) Connected(peer string) bool                     { return n.mux.Connected(peer) }
 
 func (n *node) OnSnapshot(group uint32, offered func(*raft.InstallSnapshotRequest) bool, installed func(*raft.InstallSnapshotRequest)) {
 	n.mux.Group(group).SetGate(mux.Gate{Known: offered, Installed: installed})
