@@ -141,6 +141,7 @@ func TestSnapshotThatRotsWhileTheNodeRunsIsReplaced(t *testing.T) {
 	flip(t, filepath.Join(snapshot, "state.bin"), 100)
 	eventually(t, "it is replaced", func() bool { return strings.Contains(logOf(t, victim), "damaged snapshot replaced") })
 	wants(t, "log of the damaged node", logOf(t, victim), "snapshot is damaged: another one is taken", filepath.Base(snapshot))
+	abstained(t, victim, 0)
 	if got := metric(t, victim, "sluice_shard_damaged_total"); got < 1 {
 		t.Errorf("sluice_shard_damaged_total is %v", got)
 	}
@@ -183,6 +184,7 @@ func TestSegmentThatRotsWhileTheNodeRunsIsFetched(t *testing.T) {
 	}
 	reported(t, "segment", "of shard", victim, other)
 	noAlarms(t, victim)
+	abstained(t, victim, 0)
 	if _, err := os.Stat(segment + ".damaged"); err != nil {
 		t.Errorf("the damaged file was not kept: %v", err)
 	}
@@ -224,6 +226,7 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	everybodyVotes(t, victim)
 	stop()
 	wants(t, "log of the damaged node", logOf(t, victim)[said:], "replica is damaged: it neither votes nor leads", "segment set aside")
+	abstained(t, victim, said)
 	if got := metric(t, victim, "sluice_shard_damaged_total"); got < 1 {
 		t.Errorf("sluice_shard_damaged_total is %v", got)
 	}
@@ -236,6 +239,91 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	ledgerAddsUp(t, c, fleet)
 	if aside, err := filepath.Glob(filepath.Join(victim.Data, "shards", "*.damaged-*")); err != nil || len(aside) == 0 {
 		t.Errorf("the damaged snapshots were not kept: %v, %v", aside, err)
+	}
+}
+
+// TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere: the same shard's rows have
+// rotted on two of three nodes, and the third, which could repair both, is dead. They
+// withhold their votes, so that the shard has no leader, then elect one all the
+// same, and are repaired when the third is back.
+func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
+	c := start(t, func(o *devcluster.Options) { o.Shards = 6 })
+	fleet, stop := publish(t, c)
+	first, pair := c.Nodes()[0], c.Nodes()[1:]
+	const folder = "00000"
+	of := func(n *devcluster.Node) []string {
+		return slices.DeleteFunc(segmentsOf(t, n), func(f string) bool { return filepath.Base(filepath.Dir(f)) != folder })
+	}
+	for _, n := range pair {
+		eventually(t, "shard 0 has files on "+n.ID, func() bool { return len(of(n)) > 0 })
+	}
+	stop()
+	for _, n := range c.Nodes() {
+		if err := n.Kill(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	said := map[string]int{}
+	for _, n := range pair {
+		segment := of(n)[0]
+		info, err := os.Stat(segment)
+		if err != nil {
+			t.Fatal(err)
+		}
+		flip(t, segment, info.Size()-16) // its footer, which is all that a start reads
+		said[n.ID] = len(logOf(t, n))
+	}
+	for _, n := range pair {
+		if err := n.Start(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	withheld := func() (sum float64) {
+		for _, n := range pair {
+			sum += metric(t, n, "sluice_shard_abstentions_total")
+		}
+		return sum
+	}
+	eventually(t, "votes are withheld", func() bool { return withheld() > 0 })
+	eventually(t, "every shard has a leader all the same", func() bool {
+		st, err := status(t, pair...)
+		return err == nil && !slices.ContainsFunc(st.Shards, func(s api.Shard) bool { return s.Leader == "" })
+	})
+	if err := first.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range pair {
+		everybodyVotes(t, n)
+		noAlarms(t, n)
+		wants(t, "log of "+n.ID, logOf(t, n)[said[n.ID]:], "gives no vote and stands in no election", "takes part in elections again", "segments fetched")
+		reported(t, "segment", "of shard 0", n, first)
+	}
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+}
+
+// abstained checks what a node's log says since a place in it: each replica that was
+// found damaged while it ran stayed out of elections until it was repaired, and did
+// not begin to lead meanwhile.
+func abstained(t *testing.T, n *devcluster.Node, since int) {
+	t.Helper()
+	const begin, end = "gives no vote and stands in no election", "takes part in elections again"
+	eventually(t, "the damaged replicas of "+n.ID+" take part in elections again", func() bool {
+		log := logOf(t, n)[since:]
+		return strings.Contains(log, begin) && strings.Count(log, begin) == strings.Count(log, end)
+	})
+	out := map[string]bool{}
+	for line := range strings.Lines(logOf(t, n)[since:]) {
+		_, shard, _ := strings.Cut(line, " shard=")
+		shard, _, _ = strings.Cut(strings.TrimSpace(shard), " ")
+		switch {
+		case strings.Contains(line, begin):
+			out[shard] = true
+		case strings.Contains(line, end):
+			delete(out, shard)
+		case strings.Contains(line, "leading shard") && out[shard]:
+			t.Errorf("a damaged replica was elected: %s", line)
+		}
 	}
 }
 

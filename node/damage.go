@@ -181,7 +181,7 @@ func (n *node) troubles() (out []string) {
 			out = append(out, fmt.Sprintf("node %s: %s; it waits for the shard's leader to rebuild it", id, obs.OneLine(err.Error())))
 		}
 		for _, err := range n.host.Rotten() {
-			out = append(out, fmt.Sprintf("node %s: %s; another one is being taken", id, obs.OneLine(err.Error())))
+			out = append(out, fmt.Sprintf("node %s: %s; another one is being taken, and the replica does not vote meanwhile", id, obs.OneLine(err.Error())))
 		}
 	}
 	if name := n.rotten.Load(); name != nil {

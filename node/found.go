@@ -126,6 +126,9 @@ func (a *asides) left(missing func(id telemetry.ShardID, upTo uint64) []parquet.
 func (n *node) rottenSegment(id telemetry.ShardID, r parquet.Range, why error) {
 	n.asides.add(id, r)
 	n.sys.found.note(kindSegment, fmt.Sprintf("segment %v of shard %d: %v", r, id, why))
+	if n.host != nil { // the store is opened before
+		n.host.RowsRotted(id)
+	}
 }
 
 // drop implements shard.Deps.Drop.
@@ -146,7 +149,7 @@ func (n *node) segmentTroubles() (out []string) {
 	}
 	slices.Sort(ids)
 	for _, id := range ids {
-		out = append(out, fmt.Sprintf("node %s: %d segments of shard %d are damaged; they are being fetched from its other replicas", n.identity.Node(), left[id], id))
+		out = append(out, fmt.Sprintf("node %s: %d segments of shard %d are damaged; they are being fetched from its other replicas, and this one does not vote meanwhile", n.identity.Node(), left[id], id))
 	}
 	return out
 }

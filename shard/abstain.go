@@ -90,6 +90,17 @@ func (h *Host) abstains(id telemetry.ShardID, b *ballot) error {
 	return fmt.Errorf("%w: %w", errAbstains, why)
 }
 
+// RowsRotted tells that RottenRows has something new to say of a shard, so that it
+// is acted upon, and said, at once.
+func (h *Host) RowsRotted(id telemetry.ShardID) {
+	h.mu.RLock()
+	s := h.shards[id]
+	h.mu.RUnlock()
+	if s != nil {
+		_ = h.abstains(id, s.ballot)
+	}
+}
+
 // watchElections keeps a replica that is about to be opened out of elections as
 // long as it has to.
 func (h *Host) watchElections(id telemetry.ShardID, b *ballot) {

@@ -27,7 +27,8 @@
 //     from pending blocks above it, never from both and never from neither.
 //   - A group has the members that the table names; its leader sees to that, one
 //     change at a time. A replica votes only after it has log, state and rows; one
-//     that is damaged is not started under its old vote.
+//     that cannot start from its snapshot is not started under its old vote, one
+//     that runs and finds damage stays out of elections until it is repaired.
 //   - received = quarantined + duplicate + applied, applied = flushed + pending
 //     (refusals are counted by the node that refused).
 //

@@ -64,11 +64,15 @@ func (s *Store) setAsideRange(ctx context.Context, shard telemetry.ShardID, r Ra
 	if !same {
 		return fmt.Errorf("set aside segment %v of shard %d: %w", r, shard, ErrNotFound)
 	}
-	err = s.setAside(shard, filepath.Base(s.segmentPath(&have)), why)
+	name := filepath.Base(s.segmentPath(&have))
+	err = s.setAside(shard, name, why)
 	if err == nil || errors.Is(err, ErrSync) { // renamed, at least for now
 		s.index.remove(shard, r)
 		s.cache.evict(keyOf(&have))
 		s.gauges()
+	}
+	if err == nil {
+		s.tell(shard, name, why)
 	}
 	return err
 }

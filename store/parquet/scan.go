@@ -65,7 +65,10 @@ func (s *Store) scanShard(shard telemetry.ShardID) error {
 		seg, err := probe(shard, r)
 		if errors.Is(err, ErrCorrupt) {
 			s.metrics.damaged.Inc()
-			err = s.setAside(shard, e.Name(), err)
+			why := err
+			if err = s.setAside(shard, e.Name(), why); err == nil {
+				s.tell(shard, e.Name(), why)
+			}
 		} else if err == nil {
 			found = append(found, seg)
 		}
@@ -134,7 +137,10 @@ func (s *Store) adopt(shard telemetry.ShardID, found []Segment) error {
 		if replaced {
 			err = s.disk.remove(path)
 		} else {
-			err = s.setAside(shard, filepath.Base(path), &OverlapError{Shard: shard, Range: seg.Range(), Have: have.Range()})
+			why := &OverlapError{Shard: shard, Range: seg.Range(), Have: have.Range()}
+			if err = s.setAside(shard, filepath.Base(path), why); err == nil {
+				s.tell(shard, filepath.Base(path), why)
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("remove replaced segment %s: %w", path, err)
@@ -180,11 +186,15 @@ func (s *Store) setAside(shard telemetry.ShardID, name string, why error) error 
 	if err := s.disk.syncDir(s.dir(shard)); err != nil {
 		return fmt.Errorf("sync directory of shard %d: %w", shard, err)
 	}
+	s.log.Warn("segment set aside, it will be fetched or flushed again", "shard", shard, "path", path+suffixDamaged, "err", why)
+	return nil
+}
+
+// tell says that a segment was set aside, after it is missing for everybody.
+func (s *Store) tell(shard telemetry.ShardID, name string, why error) {
 	if r, ok := rangeOf(name); ok && s.cfg.OnDamage != nil {
 		s.cfg.OnDamage(shard, r, why)
 	}
-	s.log.Warn("segment set aside, it will be fetched or flushed again", "shard", shard, "path", path+suffixDamaged, "err", why)
-	return nil
 }
 
 // removeFolder removes a folder with the files in it.
