@@ -97,7 +97,7 @@ func (h *Host) RowsRotted(id telemetry.ShardID) {
 	s := h.shards[id]
 	h.mu.RUnlock()
 	if s != nil {
-		_ = h.abstains(id, s.ballot)
+		_ = h.abstains(id, s.ballot) // says so
 	}
 }
 
@@ -122,9 +122,13 @@ func (h *Host) watchElections(id telemetry.ShardID, b *ballot) {
 func (h *Host) tendBallots() {
 	damaged := 0
 	for _, s := range h.all() {
+		why := h.abstains(s.id, s.ballot)
+		if why == nil && !s.ballot.damaged.Load() {
+			continue
+		}
 		voters := s.voters()
 		s.ballot.lone.Store(len(voters) == 1 && voters[0] == h.cfg.Self)
-		if h.abstains(s.id, s.ballot) != nil {
+		if why != nil {
 			damaged++
 		}
 	}
