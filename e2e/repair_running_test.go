@@ -250,13 +250,17 @@ func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
 	c := start(t, func(o *devcluster.Options) { o.Shards = 6 })
 	fleet, stop := publish(t, c)
 	first, pair := c.Nodes()[0], c.Nodes()[1:]
-	const folder = "00000"
-	of := func(n *devcluster.Node) []string {
+	of := func(n *devcluster.Node, folder string) []string {
 		return slices.DeleteFunc(segmentsOf(t, n), func(f string) bool { return filepath.Base(filepath.Dir(f)) != folder })
 	}
-	for _, n := range pair {
-		eventually(t, "shard 0 has files on "+n.ID, func() bool { return len(of(n)) > 0 })
-	}
+	var folder string // of the shard
+	eventually(t, "a shard has files on both", func() bool {
+		files := segmentsOf(t, pair[0])
+		if len(files) > 0 {
+			folder = filepath.Base(filepath.Dir(files[0]))
+		}
+		return folder != "" && len(of(pair[1], folder)) > 0
+	})
 	stop()
 	for _, n := range c.Nodes() {
 		if err := n.Kill(); err != nil {
@@ -265,7 +269,7 @@ func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
 	}
 	said := map[string]int{}
 	for _, n := range pair {
-		segment := of(n)[0]
+		segment := of(n, folder)[0]
 		info, err := os.Stat(segment)
 		if err != nil {
 			t.Fatal(err)
@@ -296,7 +300,7 @@ func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
 		everybodyVotes(t, n)
 		noAlarms(t, n)
 		wants(t, "log of "+n.ID, logOf(t, n)[said[n.ID]:], "gives no vote and stands in no election", "takes part in elections again", "segments fetched")
-		reported(t, "segment", "of shard 0", n, first)
+		reported(t, "segment", "of shard", n, first)
 	}
 	judge(t, c, fleet)
 	ledgerAddsUp(t, c, fleet)
