@@ -245,7 +245,7 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 // TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere: the same shard's rows have
 // rotted on two of three nodes, and the third, which could repair both, is dead. They
 // withhold their votes, so that the shard has no leader, then elect one all the
-// same, and are repaired when the third is back.
+// same, and have their rows back, from their logs or from the third.
 func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
 	c := start(t, func(o *devcluster.Options) { o.Shards = 6 })
 	fleet, stop := publish(t, c)
@@ -299,7 +299,7 @@ func TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere(t *testing.T) {
 	for _, n := range pair {
 		everybodyVotes(t, n)
 		noAlarms(t, n)
-		wants(t, "log of "+n.ID, logOf(t, n)[said[n.ID]:], "gives no vote and stands in no election", "takes part in elections again", "segments fetched")
+		wants(t, "log of "+n.ID, logOf(t, n)[said[n.ID]:], "gives no vote and stands in no election", "takes part in elections again")
 		reported(t, "segment", "of shard", n, first)
 	}
 	judge(t, c, fleet)
