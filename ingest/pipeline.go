@@ -112,7 +112,7 @@ func (p *Pipeline) Publish(pub *telemetry.Publish, done func(telemetry.Result)) 
 	p.pending.Add(1) // before the look at draining, so that Drain cannot miss it
 	if p.draining.Load() {
 		p.pending.Add(-1)
-		done(telemetry.Result{Unknown: 1, Reason: "node is stopping"})
+		done(telemetry.Result{Unknown: 1, Reason: "this node stops or drains: use another one"})
 		return
 	}
 	if p.open.Add(size) > p.cfg.BytesOpenMax {
