@@ -144,9 +144,11 @@ func (s *surges) say(w *surgeState, kind api.EventKind, a *telemetry.Anomaly, de
 	if s.deliver == nil {
 		return
 	}
-	list := append(s.owed[a.Device], &telling{kind: kind, anomaly: *a, change: uint64(devices)})
-	s.owed[a.Device] = list[max(0, len(list)-owedMax):]
-	if len(list) == 1 {
+	owed := s.owed[a.Device]
+	first := len(owed) == 0
+	owed = append(owed, &telling{kind: kind, anomaly: *a, change: uint64(devices)})
+	s.owed[a.Device] = owed[max(0, len(owed)-owedMax):]
+	if first {
 		device := a.Device
 		time.AfterFunc(owedEvery, func() { s.again(device) })
 	}

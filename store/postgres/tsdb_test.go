@@ -207,7 +207,7 @@ func TestTimescaleAnswersWhatOneRetentionHasLeft(t *testing.T) {
 	cfg := config(url)
 	cfg.Conns = 1
 	db := open(t, cfg)
-	begin := int64(t0 - t0%hour)
+	begin := t0 - t0%hour
 	old, middle, young := hourly(5, 0, 40, begin), hourly(5, 40, 90, begin+20*week), hourly(5, 90, 95, begin+40*week)
 	for _, b := range []*telemetry.Batch{old, middle, young} {
 		write(t, db, b)
