@@ -92,7 +92,7 @@ func (s *steady) step(tb testing.TB) {
 	for stored < index && s.received[stored] <= s.at-s.lag {
 		stored++
 	}
-	s.pending.flushed(telemetry.LaneLive, stored)
+	_, _ = s.pending.flushed(telemetry.LaneLive, stored, telemetry.Gap{})
 }
 
 // snapshot takes one if it is due and truncates the log; it returns its size.

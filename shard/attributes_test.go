@@ -138,8 +138,8 @@ func TestRevisionMovesWithEveryChangeByTelemetryAndOnlyThen(t *testing.T) {
 func TestPutIsFlushedWithItsDeviceThoughNoMessageCame(t *testing.T) {
 	r := newRig(t)
 	r.put(putOf(1, "d1", "a"))
-	if err := r.entry(flushEntry{From: 0, To: r.pending.last()}.encode()); err != nil || r.pending.watermarks[0] != 1 {
-		t.Fatalf("flush: %v, watermark %d", err, r.pending.watermarks[0])
+	if err := r.entry(flushEntry{From: 0, To: r.pending.last()}.encode()); err != nil || r.pending.watermarks.To[0] != 1 {
+		t.Fatalf("flush: %v, watermark %d", err, r.pending.watermarks.To[0])
 	}
 	u := r.pending.decided[0].updates
 	if len(u) != 1 || u[0].Device != "d1" || !slices.Equal(u[0].Attributes, []telemetry.Attribute{{Key: "k0", Value: "a"}}) {

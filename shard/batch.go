@@ -174,7 +174,7 @@ func (f *flusher) pendingPoints(blocks iter.Seq[*pendingBlock], at telemetry.Wat
 			continue
 		}
 		err := f.eachReading(p, &b, func(e *block.Entry, rd *block.Reading, k mark) {
-			if b.Devices[e.Device] != q.Device || p.index <= at[k.lane] {
+			if b.Devices[e.Device] != q.Device || at.Has(k.lane, p.index) {
 				return
 			}
 			pt := store.Point{Time: e.Time, Received: e.Received, Sensor: b.Sensors[rd.Sensor], Value: rd.Value.Float64(), Score: k.score, Quality: k.quality}
@@ -193,7 +193,12 @@ func (f *flusher) pendingPoints(blocks iter.Seq[*pendingBlock], at telemetry.Wat
 
 // lacks reports whether a store with these watermarks lacks rows of the block.
 func (p *pendingBlock) lacks(at telemetry.Watermarks) bool {
-	return p.rows[telemetry.LaneLive] > 0 && p.index > at[telemetry.LaneLive] || p.rows[telemetry.LaneLate] > 0 && p.index > at[telemetry.LaneLate]
+	for lane, n := range p.rows {
+		if n > 0 && !at.Has(telemetry.Lane(lane), p.index) {
+			return true
+		}
+	}
+	return false
 }
 
 // mergePoints merges two answers to a query and cuts the result at its limit. A

@@ -56,7 +56,7 @@ func BenchmarkApply(b *testing.B) {
 				}
 				applied += size
 				if index%64 == 0 {
-					r.pending.flushed(telemetry.LaneLive, index)
+					_, _ = r.pending.flushed(telemetry.LaneLive, index, telemetry.Gap{})
 				}
 			}
 			b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(applied), "ns/message")

@@ -130,7 +130,7 @@ func TestPackedBlocksComeBackAsTheyWere(t *testing.T) {
 			for b := range p.between(0, last).all() {
 				before += uint64(b.messages[lane])
 			}
-			if got := p.flushed(telemetry.Lane(lane), last); got != before {
+			if got, err := p.flushed(telemetry.Lane(lane), last, telemetry.Gap{}); err != nil || got != before {
 				rt.Fatalf("%d messages flushed, want %d", got, before)
 			}
 		}

@@ -8,7 +8,7 @@
 //
 // Per replica: a raft instance with its transport, the state machine, snapshots
 // under HostConfig.Dir, and five goroutines (propose, answer, lead, verify,
-// flush; with a database two more, one per lane) beside raft's own. Per Host: one goroutine that takes snapshots, and
+// flush; with a database three more, one per lane) beside raft's own. Per Host: one goroutine that takes snapshots, and
 // short ones for elections and hand-overs. It owns neither the log nor the store
 // nor a socket; those are Deps.
 //
@@ -22,9 +22,10 @@
 //     is unknown and must never be acknowledged.
 //   - durable <= watermark <= applied, and log floor <= durable: no entry leaves
 //     the log before this replica's store (or the shared database) holds its rows.
-//     A database has a watermark per lane; durable is where both have nothing left.
-//   - A row that is answered by a query comes from the store up to durable or
-//     from pending blocks above it, never from both and never from neither.
+//     A database has a watermark per lane, and perhaps a gap in the live one;
+//     durable is up to where both have nothing left.
+//   - A row that is answered by a query comes from the store, as far as its
+//     watermarks of the same snapshot go, or from pending blocks, never from both and never from neither.
 //   - A group has the members that the table names; its leader sees to that, one
 //     change at a time. A replica votes only after it has log, state and rows; one
 //     that cannot start from its snapshot is not started under its old vote, one

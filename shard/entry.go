@@ -29,6 +29,9 @@ const (
 const (
 	controlBit     = 0x80
 	controlVersion = 1
+	// gapVersion is of a flushed entry that names a gap: who does not know gaps must
+	// not take what lies in one for stored.
+	gapVersion = 2
 	// namespace is the tenant of every entry until tenants exist.
 	namespace = 0
 )
@@ -54,7 +57,7 @@ func controlBody(data []byte) (*wire.Reader, error) {
 	switch {
 	case r.Err() != nil:
 		return nil, fmt.Errorf("decode head of entry: %w", r.Err())
-	case version != controlVersion:
+	case version != controlVersion && (version != gapVersion || EntryKind(kind) != EntryFlushed):
 		return nil, fmt.Errorf("entry of kind %d has version %d, this node reads version %d: upgrade it", kind, version, controlVersion)
 	case ns != namespace:
 		return nil, fmt.Errorf("entry of kind %d is of namespace %d, which this node does not serve", kind, ns)
@@ -91,9 +94,31 @@ func decodeFlush(r *wire.Reader) (e flushEntry, err error) {
 	return e, r.Err()
 }
 
-// flushedEntry says that the shared database holds everything of a lane up to to.
-func flushedEntry(lane telemetry.Lane, to uint64) []byte {
-	return wire.AppendUint(wire.AppendUint(appendControl(nil, EntryFlushed), uint64(lane)), to)
+// flushedEntry says that the shared database holds everything of a lane up to to,
+// but for the gap; without one it is as short as it was before there were any.
+func flushedEntry(lane telemetry.Lane, to uint64, gap telemetry.Gap) []byte {
+	b := wire.AppendUint(wire.AppendUint(appendControl(nil, EntryFlushed), uint64(lane)), to)
+	if !gap.Open() {
+		return b
+	}
+	b[1] = gapVersion
+	return wire.AppendUint(wire.AppendUint(b, gap.From), gap.To)
+}
+
+func decodeFlushed(r *wire.Reader) (lane telemetry.Lane, to uint64, gap telemetry.Gap, err error) {
+	n, to := r.Uint(), r.Uint()
+	if r.Len() > 0 {
+		gap = telemetry.Gap{From: r.Uint(), To: r.Uint()}
+	}
+	switch {
+	case r.Err() != nil:
+		return 0, 0, gap, r.Err()
+	case n >= telemetry.Lanes:
+		return 0, 0, gap, fmt.Errorf("lane %d is not known to this version: upgrade it", n)
+	case gap != (telemetry.Gap{}) && (n != uint64(telemetry.LaneLive) || !gap.Open() || gap.To >= to):
+		return 0, 0, gap, fmt.Errorf("gap from %d to %d of the %s lane up to %d", gap.From, gap.To, telemetry.Lane(n), to)
+	}
+	return telemetry.Lane(n), to, gap, nil
 }
 
 func quarantineRemoveEntry(ids []uint64) []byte {

@@ -18,7 +18,8 @@ func TestEntriesAndAnswersKeepTheirBytes(t *testing.T) {
 	}{
 		"time":              {timeEntry(1_000_000, 0), "81010080897a00"},
 		"flush":             {flushEntry{From: 1, To: 300, PreviousTo: 1, Previous: digest}.encode(), "82010001ac0201aa0000000000000000000000000000bb"},
-		"flushed":           {flushedEntry(telemetry.LaneLate, 300), "83010001ac02"},
+		"flushed, a gap":    {flushedEntry(telemetry.LaneLive, 300, telemetry.Gap{From: 1, To: 200}), "83020000ac0201c801"},
+		"flushed":           {flushedEntry(telemetry.LaneLate, 300, telemetry.Gap{}), "83010001ac02"},
 		"quarantine remove": {quarantineRemoveEntry([]uint64{1, 300}), "8601000201ac02"},
 		"result": {(&Result{Status: StatusApplied, Index: 300, Outcomes: []telemetry.Outcome{telemetry.Applied, telemetry.Duplicate}}).Append(nil),
 			"01ac0200020102"},
@@ -43,7 +44,7 @@ func TestEntryOfALaterVersionIsNotGuessedAt(t *testing.T) {
 		t.Error("an entry of namespace 9 was applied")
 	}
 	for kind, whole := range map[string][]byte{
-		"time": timeEntry(5, 0), "flush": flushEntry{To: 1}.encode(), "flushed": flushedEntry(telemetry.LaneLive, 9), "remove": quarantineRemoveEntry([]uint64{1}),
+		"time": timeEntry(5, 0), "flush": flushEntry{To: 1}.encode(), "flushed": flushedEntry(telemetry.LaneLive, 9, telemetry.Gap{}), "remove": quarantineRemoveEntry([]uint64{1}),
 	} {
 		for cut := 1; cut < len(whole); cut++ {
 			if err, _ := r.entry(whole[:cut]).(error); err == nil {

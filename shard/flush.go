@@ -31,9 +31,10 @@ type SharedStore interface {
 	// Write commits the batch and moves the shard's watermark from Batch.From to
 	// Batch.To in one transaction, or fails and changes nothing: with a
 	// *store.WatermarkError when the watermark is elsewhere. Any other error
-	// leaves the outcome unknown until Watermark is read.
+	// leaves the outcome unknown until Watermarks is read. Batch.GapEnd leaves a
+	// gap in the live lane, or drains it, in the same transaction.
 	Write(ctx context.Context, b *telemetry.Batch) error
-	// Watermarks reads how far each lane of a shard is committed.
+	// Watermarks reads how far each lane of a shard is committed, from one snapshot.
 	Watermarks(ctx context.Context, shard telemetry.ShardID) (telemetry.Watermarks, error)
 	// Read answers from one snapshot of the database, and says up to which index
 	// that snapshot holds each lane of the shard.
@@ -59,6 +60,10 @@ type FlushConfig struct {
 	Retain time.Duration
 	// RetainBytes bounds that per shard; default 1 GiB of log.
 	RetainBytes int64
+
+	// GapAfter is for how long the live lane of a database may not catch up before
+	// it leaves what waits to the backlog lane; default 10 s.
+	GapAfter time.Duration
 }
 
 func (c FlushConfig) withDefaults() FlushConfig {
@@ -67,6 +72,9 @@ func (c FlushConfig) withDefaults() FlushConfig {
 	}
 	if c.RetainBytes == 0 {
 		c.RetainBytes = retainBytesDefault
+	}
+	if c.GapAfter == 0 {
+		c.GapAfter = gapAfterDefault
 	}
 	return c
 }
@@ -92,7 +100,7 @@ type flusher struct {
 	written []writtenRange
 	retry   time.Duration // pause after an error; 0 after success
 	floors  []floorSample // shared store: watermarks of the last minutes, oldest first
-	lanes   [telemetry.Lanes]lane
+	lanes   [telemetry.LaneBacklog + 1]lane
 
 	marksMax   atomic.Int64
 	spill      spill        // marks
@@ -104,12 +112,13 @@ type flusher struct {
 type turns struct {
 	any      chan struct{}             // gathering and writing; of a shared database the live lanes
 	late     chan struct{}             // the late lanes: one at a time
+	backlog  chan struct{}             // the backlog lanes: one at a time
 	pressure atomic.Pointer[room]      // see Press
 	liveAt   atomic.Pointer[time.Time] // when a live lane was last written; nil: never
 }
 
 func newTurns(n int) *turns {
-	return &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1)}
+	return &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1), backlog: make(chan struct{}, 1)}
 }
 
 type writtenRange struct {
@@ -144,7 +153,7 @@ func (f *flusher) due(now time.Time) (from, to uint64, ok bool) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	p := &m.pending
-	rows, from, to, decided := p.waiting(), p.watermarks[telemetry.LaneLive], p.last(), len(p.decided)
+	rows, from, to, decided := p.waiting(), p.watermarks.To[telemetry.LaneLive], p.last(), len(p.decided)
 	m.mu.Unlock()
 	// A range without rows is flushed too: repeats and refuse must not hold on to
 	// the log for ever.

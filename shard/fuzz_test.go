@@ -102,7 +102,7 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 			return
 		}
 		m.apply(m.index+1, m.term, next)
-		m.apply(m.index+1, m.term, flushEntry{From: m.pending.watermarks[0], To: m.index}.encode())
+		m.apply(m.index+1, m.term, flushEntry{From: m.pending.watermarks.To[0], To: m.index}.encode())
 		for i := range m.registry.devices.n {
 			m.describe(i, true)
 		}
@@ -117,8 +117,9 @@ func FuzzRestoredMachineWorks(f *testing.F) {
 func FuzzApplyNeverFallsOver(f *testing.F) {
 	f.Add(timeEntry(5, 0))
 	f.Add(flushEntry{From: 0, To: 1}.encode())
-	f.Add(flushedEntry(telemetry.LaneLive, 1))
-	f.Add(flushedEntry(telemetry.LaneLate, 1))
+	f.Add(flushedEntry(telemetry.LaneLive, 1, telemetry.Gap{}))
+	f.Add(flushedEntry(telemetry.LaneLate, 1, telemetry.Gap{}))
+	f.Add(flushedEntry(telemetry.LaneLive, 3, telemetry.Gap{From: 1, To: 2}))
 	f.Add(quarantineRemoveEntry([]uint64{1, 2}))
 	f.Add(encode(f, block.Header{Origin: "n0.00000001", Epoch: 1, Seq: 2, Shard: 3}, message("d1", epoch2026, 1, 2)))
 	f.Fuzz(func(t *testing.T, entry []byte) {

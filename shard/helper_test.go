@@ -155,7 +155,7 @@ func (m *machine) rowsOf(tb tester) []string {
 	var out []string
 	f := &flusher{shard: &Shard{fsm: &fsm{machine: m}}}
 	var b block.Block
-	for p := range m.pending.between(m.pending.watermarks[telemetry.LaneLive], 1<<62).all() {
+	for p := range m.pending.between(m.pending.watermarks.To[telemetry.LaneLive], 1<<62).all() {
 		err := f.eachReading(p, &b, func(e *block.Entry, rd *block.Reading, k mark) {
 			out = append(out, fmt.Sprintf("%s %d %s=%v q%d s%v", b.Devices[e.Device], e.Time, b.Sensors[rd.Sensor], rd.Value.Float64(), k.quality, k.score))
 		})

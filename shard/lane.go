@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -35,10 +34,20 @@ type lane struct {
 	since   time.Time     // when the rows now pending began to wait
 	retry   time.Duration // pause after an error
 	checked time.Time     // when the database was last heard to have what it should
+	// caughtUp is when the live lane last had nothing to write, or wrote all.
+	caughtUp time.Time
 
 	// Guarded by the machine's mu: others look at it.
 	fallback fallback
-	suspect  bool // the other lane has fallen back: look at once
+	suspect  bool // another lane has fallen back: look at once
+}
+
+// readings is the lane of the readings that this one writes.
+func (l *lane) readings() telemetry.Lane {
+	if l.lane == telemetry.LaneBacklog {
+		return telemetry.LaneLive
+	}
+	return l.lane
 }
 
 func (l *lane) wake() {
@@ -74,6 +83,7 @@ func (f *flusher) flushLane(ctx context.Context, l *lane) error {
 		term := f.shard.readable.Load()
 		if term == 0 {
 			f.forget(l)
+			l.caughtUp = time.Time{}
 			return nil
 		}
 		if refilling, err := f.refill(ctx, l, term); err != nil || refilling {
@@ -82,14 +92,21 @@ func (f *flusher) flushLane(ctx context.Context, l *lane) error {
 			}
 			continue
 		}
-		from, to, ok := f.laneDue(l, time.Now())
+		now := time.Now()
+		if l.lane == telemetry.LaneLive && l.caughtUp.IsZero() {
+			l.caughtUp = f.waitingSince(now)
+		}
+		r, ok := f.laneDue(l, now)
 		if !ok {
 			return f.check(ctx, l)
 		}
-		if err := f.flushRange(ctx, l, term, from, to); err != nil {
+		if err := f.flushRange(ctx, l, term, r); err != nil {
 			return err
 		}
 		l.since = time.Time{}
+		if r.last {
+			l.caughtUp = now
+		}
 	}
 	return nil
 }
@@ -107,35 +124,56 @@ func (f *flusher) answers(ctx context.Context, l *lane) error {
 	return nil
 }
 
-// laneDue reports the range of a lane that should be flushed now. While one lane
-// is being refilled nothing new is flushed: the log would let go of what the
-// other still needs.
-func (f *flusher) laneDue(l *lane, now time.Time) (from, to uint64, ok bool) {
+// held reports whether one lane is being refilled: nothing new is flushed then,
+// since the log would let go of what that one still needs. m.mu is held.
+func (f *flusher) held() bool {
+	for i := range f.lanes {
+		if f.lanes[i].fallback.on {
+			return true
+		}
+	}
+	return false
+}
+
+// laneDue reports the range of a lane that should be flushed now.
+func (f *flusher) laneDue(l *lane, now time.Time) (span, bool) {
+	if l.lane == telemetry.LaneBacklog {
+		return f.backlogDue(l)
+	}
 	interval, rowsMax := f.cfg.Interval, f.cfg.RowsMax
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	p := &m.pending
-	rows, from, to := p.rows[l.lane], p.watermarks[l.lane], p.last()
+	rows, from, to := p.rows[l.lane], p.watermarks.To[l.lane], p.last()
 	if l.lane == telemetry.LaneLate {
 		// Only what has rows moves this watermark.
 		interval, rowsMax, to = interval*lateIntervals, min(rowsMax, lateRowsMax), max(from, p.newestLate)
 	}
-	held := false
-	for i := range f.lanes {
-		held = held || f.lanes[i].fallback.on
-	}
+	held := f.held()
 	m.mu.Unlock()
+	if to == from || l.caughtUp.IsZero() {
+		l.caughtUp = now
+	}
 	if to == from || held {
 		l.since = time.Time{}
-		return 0, 0, false
+		return span{}, false
 	}
 	if l.since.IsZero() {
 		l.since = beat(now, interval)
 	}
 	if rows < uint64(rowsMax) && now.Sub(l.since) < interval {
-		return 0, 0, false
+		return span{}, false
 	}
-	return from, f.limit(from, to, rowsMax, l.rows), true
+	r := span{from: from, to: to}
+	if l.lane == telemetry.LaneLive {
+		m.mu.Lock()
+		r.gapEnd = f.gapEnd(l, from, to, now)
+		m.mu.Unlock()
+	}
+	begin, _ := r.rows(l.lane)
+	r.to = f.limit(begin, to, rowsMax, l.rows)
+	r.last = r.to == to
+	return r, true
 }
 
 // beat is the latest multiple of an interval: lanes that count from there are due
@@ -145,12 +183,12 @@ func beat(now time.Time, interval time.Duration) time.Time {
 	return now.Add(-time.Duration(now.UnixNano() % int64(interval)))
 }
 
-func (l *lane) rows(b *pendingBlock) int { return int(b.rows[l.lane]) }
+func (l *lane) rows(b *pendingBlock) int { return int(b.rows[l.readings()]) }
 
 // flushRange writes one range of a lane and records it in the log.
-func (f *flusher) flushRange(ctx context.Context, l *lane, term, from, to uint64) error {
+func (f *flusher) flushRange(ctx context.Context, l *lane, term uint64, r span) error {
 	m := f.shard.fsm.machine
-	err := f.write(ctx, l, from, to, func(b *telemetry.Batch) {
+	err := f.write(ctx, l, r, func(b *telemetry.Batch) {
 		b.Term = term
 		if l.lane == telemetry.LaneLive {
 			m.mu.Lock()
@@ -158,64 +196,95 @@ func (f *flusher) flushRange(ctx context.Context, l *lane, term, from, to uint64
 			m.mu.Unlock()
 		}
 	})
-	committed := to
 	if err != nil {
-		if committed, err = f.uncertain(ctx, l, err); err != nil || committed == 0 {
-			return err
-		}
+		return f.uncertain(ctx, l, err)
 	}
-	return f.record(ctx, l, committed)
+	m.mu.Lock()
+	at := m.pending.watermarks
+	m.mu.Unlock()
+	if l.lane == telemetry.LaneBacklog {
+		at.Gap = telemetry.Gap{From: r.to, To: r.gapEnd}
+		return f.record(ctx, l, at)
+	}
+	at.To[l.lane] = r.to
+	if r.gapEnd > 0 {
+		f.shard.metrics.gaps.Inc()
+		f.shard.logger.Info("the database is behind: what is new goes first", "backlog_from", r.from, "backlog_to", r.gapEnd)
+		at.Gap = telemetry.Gap{From: r.from, To: r.gapEnd}
+	}
+	return f.record(ctx, l, at)
+}
+
+// turnOf is whose turn a lane waits for.
+func (f *flusher) turnOf(l *lane) chan struct{} {
+	switch l.lane {
+	case telemetry.LaneLate:
+		return f.turns.late
+	case telemetry.LaneBacklog:
+		return f.turns.backlog
+	}
+	return f.turns.any
 }
 
 // write gathers and writes a range when it is the lane's turn. complete adds what
 // is not in the blocks.
-func (f *flusher) write(ctx context.Context, l *lane, from, to uint64, complete func(*telemetry.Batch)) error {
-	kind := f.turns.any
-	if l.lane == telemetry.LaneLate {
-		kind = f.turns.late
-	}
+func (f *flusher) write(ctx context.Context, l *lane, r span, complete func(*telemetry.Batch)) error {
+	kind := f.turnOf(l)
 	if err := f.turn(ctx, kind); err != nil {
 		return err
 	}
 	defer func() { <-kind }()
 	start := time.Now()
-	m := f.shard.fsm.machine
-	m.mu.Lock()
-	var blocks []*pendingBlock
-	messages := uint64(0)
-	for p := range m.pending.between(from, to).all() {
-		messages += uint64(p.messages[l.lane])
-		if p.rows[l.lane] > 0 {
-			blocks = append(blocks, p)
-		}
-	}
-	m.mu.Unlock()
-	want := func(k mark) bool { return k.lane == l.lane }
-	b, err := f.batch(from, to, blocks, want)
+	b, err := f.gather(l, r)
 	if err != nil {
-		return fmt.Errorf("gather rows %d..%d: %w", from, to, err)
-	}
-	b.Lane, b.Messages = l.lane, messages
-	b.Sources = func(rows []int, give func(int, *telemetry.Source) error) error {
-		return f.sources(b, blocks, want, rows, give)
+		return fmt.Errorf("gather rows %d..%d: %w", r.from, r.to, err)
 	}
 	complete(b)
-	if l.lane == telemetry.LaneLate {
-		byDay(b.Rows)
-	}
 	if err := f.stores.Shared.Write(ctx, b); err != nil {
 		return err
 	}
 	took := time.Since(start)
 	f.shard.metrics.flushed(len(b.Rows), took)
-	if l.lane == telemetry.LaneLive {
-		now := time.Now()
-		f.turns.liveAt.Store(&now)
-	} else {
+	switch l.lane {
+	case telemetry.LaneLate:
 		f.shard.metrics.flushLate.Add(float64(len(b.Rows)))
 		f.rest(ctx, took)
+	case telemetry.LaneBacklog:
+		f.shard.metrics.flushBacklog.Add(float64(len(b.Rows)))
+	default:
+		now := time.Now()
+		f.turns.liveAt.Store(&now)
 	}
 	return nil
+}
+
+// gather makes the batch of a range.
+func (f *flusher) gather(l *lane, r span) (*telemetry.Batch, error) {
+	m := f.shard.fsm.machine
+	readings := l.readings()
+	m.mu.Lock()
+	var blocks []*pendingBlock
+	messages := uint64(0)
+	for p := range m.pending.between(r.rows(l.lane)).all() {
+		messages += uint64(p.messages[readings])
+		if p.rows[readings] > 0 {
+			blocks = append(blocks, p)
+		}
+	}
+	m.mu.Unlock()
+	want := func(k mark) bool { return k.lane == readings }
+	b, err := f.batch(r.from, r.to, blocks, want)
+	if err != nil {
+		return nil, err
+	}
+	b.Lane, b.GapEnd, b.Messages = l.lane, r.gapEnd, messages
+	b.Sources = func(rows []int, give func(int, *telemetry.Source) error) error {
+		return f.sources(b, blocks, want, rows, give)
+	}
+	if l.lane == telemetry.LaneLate {
+		byDay(b.Rows)
+	}
+	return b, nil
 }
 
 // rest keeps the node's late lanes waiting while live rows flow.
@@ -229,43 +298,51 @@ func (f *flusher) rest(ctx context.Context, took time.Duration) {
 	}
 }
 
-// uncertain finds out what became of a write that failed: the watermark in the
-// database is the only truth. It returns where the lane stands there when that is
-// ahead of the log, and 0 without an error when it has fallen back.
-func (f *flusher) uncertain(ctx context.Context, l *lane, cause error) (uint64, error) {
-	var w *store.WatermarkError
-	if errors.As(cause, &w) {
-		return f.judge(l, w.Have, cause)
+// uncertain finds out what became of a write that failed: the watermarks in the
+// database are the only truth. No error when that is of use: the database is ahead
+// of the log, or has fallen back.
+func (f *flusher) uncertain(ctx context.Context, l *lane, cause error) error {
+	err := f.look(ctx, l, cause)
+	if err == nil || errors.Is(err, cause) {
+		return err
 	}
-	at, err := f.stores.Shared.Watermarks(ctx, f.shard.id)
-	if err != nil {
-		return 0, errors.Join(cause, err)
-	}
-	return f.judge(l, at[l.lane], cause)
+	return errors.Join(cause, err)
 }
 
-// judge compares a watermark of the database with the log's. cause is what gave
-// reason to look, nil when nothing did.
-func (f *flusher) judge(l *lane, have uint64, cause error) (uint64, error) {
+// look compares the watermarks of the database with the log's, as far as they are
+// the lane's, and acts on what it finds. cause is what gave reason to look, nil
+// when nothing did; it is returned where the two agree.
+func (f *flusher) look(ctx context.Context, l *lane, cause error) error {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	last, at := m.index, m.pending.watermarks[l.lane]
+	known := m.pending.watermarks // before the database is asked: it may only have more
 	m.mu.Unlock()
-	switch {
-	case have == at:
-		l.checked = time.Now()
-		f.forget(l)
-		return 0, cause
-	case have > last:
-		return 0, errors.Join(fmt.Errorf("the database holds the %s lane of shard %d up to %d, beyond its log's %d: it belongs to another cluster, point the configuration at an empty one", l.lane, f.shard.id, have, last), cause)
-	case have > at:
-		l.checked = time.Now()
-		f.forget(l)
-		return have, nil
-	case f.fallBack(l, have, at):
-		return 0, nil
+	have, err := f.stores.Shared.Watermarks(ctx, f.shard.id)
+	if err != nil {
+		return fmt.Errorf("look at the watermarks of shard %d: %w", f.shard.id, err)
 	}
-	return 0, cause
+	m.mu.Lock()
+	last := m.index
+	m.mu.Unlock()
+	readings := l.readings()
+	if at := have.To[readings]; at > last {
+		return errors.Join(fmt.Errorf("the database holds the %s lane of shard %d up to %d, beyond its log's %d: it belongs to another cluster, point the configuration at an empty one", readings, f.shard.id, at, last), cause)
+	}
+	if fallen := fallenTo(l, known, have); fallen.on {
+		if f.fallBack(l, fallen) {
+			return nil
+		}
+		return cause
+	}
+	l.checked = time.Now()
+	f.forget(l)
+	if gapLost(known, have).Open() {
+		f.suspectBacklog()
+	}
+	if all, ok := known.Union(have); ok && all.To[readings] == known.To[readings] && (readings != telemetry.LaneLive || all.Gap == known.Gap) {
+		return cause // nothing new
+	}
+	return f.record(ctx, l, have)
 }
 
 // check looks now and then whether a database that gets nothing new still has
@@ -273,29 +350,33 @@ func (f *flusher) judge(l *lane, have uint64, cause error) (uint64, error) {
 func (f *flusher) check(ctx context.Context, l *lane) error {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	used, suspect := m.pending.watermarks[l.lane] > 0, l.suspect
-	l.suspect = false
+	used, suspect := m.pending.watermarks.To[l.readings()] > 0, l.suspect
+	if l.lane == telemetry.LaneBacklog {
+		used = suspect || m.pending.watermarks.Gap.Open()
+	}
+	if !used {
+		l.suspect = false
+	}
 	m.mu.Unlock()
 	if !used || !suspect && time.Since(l.checked) < checkInterval {
 		return nil
 	}
 	l.checked = time.Now()
-	at, err := f.stores.Shared.Watermarks(ctx, f.shard.id)
+	err := f.look(ctx, l, nil)
 	if err != nil {
 		l.checked = time.Time{}
-		return fmt.Errorf("look at the watermarks of shard %d: %w", f.shard.id, err)
 	}
-	committed, err := f.judge(l, at[l.lane], nil)
-	if err != nil || committed == 0 {
-		return err
-	}
-	return f.record(ctx, l, committed)
+	return err
 }
 
-// record tells all replicas what is committed.
-func (f *flusher) record(ctx context.Context, l *lane, committed uint64) error {
-	if _, err := f.shard.Call(ctx, flushedEntry(l.lane, committed)); err != nil {
-		return fmt.Errorf("record %s watermark %d: %w", l.lane, committed, err)
+// record tells all replicas what the database has, in the lane's readings.
+func (f *flusher) record(ctx context.Context, l *lane, at telemetry.Watermarks) error {
+	readings, gap := l.readings(), at.Gap
+	if readings != telemetry.LaneLive {
+		gap = telemetry.Gap{}
+	}
+	if _, err := f.shard.Call(ctx, flushedEntry(readings, at.To[readings], gap)); err != nil {
+		return fmt.Errorf("record %s watermark %d: %w", l.lane, at.To[readings], err)
 	}
 	l.checked = time.Now()
 	return nil

@@ -152,17 +152,17 @@ func (r *laneRig) rows(l telemetry.Lane) uint64 {
 // flush writes the next range of a lane as the leader does.
 func (r *laneRig) flush(ctx context.Context, lane telemetry.Lane) error {
 	l := &r.f.lanes[lane]
-	from, to, ok := r.f.laneDue(l, time.Now().Add(time.Hour))
+	due, ok := r.f.laneDue(l, time.Now().Add(time.Hour))
 	if !ok {
 		return nil
 	}
-	if err := r.f.write(ctx, l, from, to, func(b *telemetry.Batch) { b.Term = 1 }); err != nil {
+	if err := r.f.write(ctx, l, due, func(b *telemetry.Batch) { b.Term = 1 }); err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.machine.mu.Lock()
 	defer r.machine.mu.Unlock()
-	r.entry(flushedEntry(lane, to))
+	r.entry(flushedEntry(lane, due.to, telemetry.Gap{}))
 	return nil
 }

@@ -110,11 +110,11 @@ func (m *machine) apply(index, term uint64, data []byte) any {
 		}
 		return m.applyFlush(e)
 	case EntryFlushed:
-		lane, to := r.Uint(), r.Uint()
-		if r.Err() != nil {
-			return fmt.Errorf("decode flushed entry %d: %w", index, r.Err())
+		lane, to, gap, err := decodeFlushed(r)
+		if err != nil {
+			return fmt.Errorf("decode flushed entry %d: %w", index, err)
 		}
-		return m.applyFlushed(lane, to)
+		return m.applyFlushed(lane, to, gap)
 	case EntryQuarantineRemove:
 		for range r.Count(1) {
 			m.quarantine.remove(r.Uint())
@@ -183,16 +183,17 @@ func (m *machine) applyFlush(e flushEntry) any {
 	return nil
 }
 
-// applyFlushed moves a lane's watermark to what the shared database holds.
-func (m *machine) applyFlushed(lane, to uint64) any {
-	if lane >= telemetry.Lanes {
-		return fmt.Errorf("lane %d is not known to this version: upgrade it", lane)
-	}
+// applyFlushed takes note of what the shared database holds of a lane.
+func (m *machine) applyFlushed(lane telemetry.Lane, to uint64, gap telemetry.Gap) any {
 	if to >= m.index {
 		return fmt.Errorf("flush up to %d is reported by entry %d, which is not behind it: %w", to, m.index, errFlushStale)
 	}
-	m.counts.Flushed += m.pending.flushed(telemetry.Lane(lane), to)
-	if telemetry.Lane(lane) == telemetry.LaneLive {
+	messages, err := m.pending.flushed(lane, to, gap)
+	if err != nil {
+		return err
+	}
+	m.counts.Flushed += messages
+	if lane == telemetry.LaneLive {
 		m.settle(to)
 	}
 	return nil

@@ -252,7 +252,7 @@ func TestFlushIsRefusedUnlessItBeginsAtTheWatermarkAndEndsBehindItself(t *testin
 			t.Errorf("%s: got %v, want errFlushStale", name, err)
 		}
 	}
-	if err, _ := r.entry(flushedEntry(telemetry.LaneLive, 99)).(error); !errors.Is(err, errFlushStale) {
+	if err, _ := r.entry(flushedEntry(telemetry.LaneLive, 99, telemetry.Gap{})).(error); !errors.Is(err, errFlushStale) {
 		t.Errorf("flushed beyond the log: got %v, want errFlushStale", err)
 	}
 	if got := r.entry(flushEntry{From: 0, To: 1}.encode()); got != nil {

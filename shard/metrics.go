@@ -18,6 +18,8 @@ type metrics struct {
 	flushSeconds     prometheus.Histogram
 	flushErrors      prometheus.Counter
 	flushLate        prometheus.Counter
+	flushBacklog     prometheus.Counter
+	gaps             prometheus.Counter
 	fallbacks        prometheus.Counter
 	digestMismatches prometheus.Counter
 	fetched          prometheus.Counter
@@ -40,6 +42,8 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 		flushSeconds:     f.NewHistogram(prometheus.HistogramOpts{Name: "sluice_shard_flush_duration_seconds", Help: "Time from the first row gathered to the batch durable in the store.", Buckets: prometheus.ExponentialBuckets(0.002, 2, 14)}),
 		flushErrors:      f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_errors_total", Help: "Flushes that failed and are tried again."}),
 		flushLate:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_late_rows_total", Help: "Of the rows written, those of the late lane."}),
+		flushBacklog:     f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_backlog_rows_total", Help: "Of the rows written, those of the backlog lane."}),
+		gaps:             f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_flush_gaps_total", Help: "Times that a live lane left what waited to the backlog lane."}),
 		fallbacks:        f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_database_fallbacks_total", Help: "Times that the database was found without rows it had committed."}),
 		digestMismatches: f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_digest_mismatches_total", Help: "Ranges whose rows differ from the leader's. Anything above 0 is a defect."}),
 		fetched:          f.NewCounter(prometheus.CounterOpts{Name: "sluice_shard_segments_fetched_total", Help: "Store segments fetched from peers because this replica lacked them."}),

@@ -101,7 +101,7 @@ func (m *model) snapshot(t *rapid.T) {
 
 func (m *model) flush(t *rapid.T) {
 	p := &m.rig.pending
-	e := flushEntry{From: p.watermarks[0], To: p.last()}
+	e := flushEntry{From: p.watermarks.To[0], To: p.last()}
 	if e.To == e.From {
 		return
 	}
@@ -186,7 +186,7 @@ func TestReplicasAgreeWhereverTheyWereRestored(t *testing.T) {
 			var data []byte
 			switch rapid.IntRange(0, 9).Draw(t, "entry") {
 			case 0:
-				data = flushEntry{From: a.pending.watermarks[0], To: a.pending.last()}.encode()
+				data = flushEntry{From: a.pending.watermarks.To[0], To: a.pending.last()}.encode()
 			case 1:
 				data = timeEntry(at, 0)
 			case 2:

@@ -29,7 +29,7 @@ func newCrowd(tb tester, devices int) *crowd {
 	c := &crowd{fsm: &fsm{machine: newMachine(3, testDetector()), applied: func([]Event, session.Effects) {}}, devices: devices}
 	for at := 0; at < devices; at += 512 {
 		c.apply(c.entry(tb, at, 512, 1))
-		c.pending.flushed(telemetry.LaneLive, c.index)
+		_, _ = c.pending.flushed(telemetry.LaneLive, c.index, telemetry.Gap{})
 	}
 	return c
 }
@@ -94,7 +94,7 @@ func BenchmarkPauseOfSnapshot(b *testing.B) {
 				var m runtime.MemStats
 				runtime.ReadMemStats(&m)
 				heap = max(heap, m.HeapSys)
-				c.pending.flushed(telemetry.LaneLive, c.index)
+				_, _ = c.pending.flushed(telemetry.LaneLive, c.index, telemetry.Gap{})
 			}
 			slices.Sort(calls)
 			b.ReportMetric(slices.Max(cpu).Seconds()*1e3, "cpu-ms-longest")

@@ -101,8 +101,9 @@ type flushRange struct {
 
 // pending is the part of the log between what is stored and what is applied.
 //
-// Invariants: durable <= watermark of the live lane <= index of the last entry
-// applied; nothing up to durable waits in either lane; blocks are ascending, all
+// Invariants: durable <= what the live lane has stored without a gap <= its
+// watermark <= index of the last entry applied; nothing up to durable waits in
+// either lane; blocks are ascending, all
 // above kept, and kept <= durable; the decided ranges are contiguous and end at
 // the watermarks. In the embedded store both lanes have one watermark; in a
 // database each has its own, and that of the late lane stands where its last
@@ -115,6 +116,7 @@ type pending struct {
 	blocks     []*pendingBlock
 	decided    []*flushRange
 	rows       [telemetry.Lanes]uint64 // of blocks above the lane's watermark
+	gapRows    uint64                  // of the live lane in its gap
 	newestLate uint64                  // index of the newest block with late rows
 	dataBytes  int                     // of blocks with data that is not pinned
 	dataMax    int                     // bound of dataBytes; 0: pendingDataBytesMax
@@ -135,16 +137,19 @@ func (p *pending) add(b *pendingBlock) {
 
 func (p *pending) count(b *pendingBlock) {
 	for lane, n := range b.rows {
-		if b.index > p.watermarks[lane] {
+		if b.index > p.watermarks.To[lane] {
 			p.rows[lane] += uint64(n)
 		}
+	}
+	if p.watermarks.Gap.Holds(b.index) {
+		p.gapRows += uint64(b.rows[telemetry.LaneLive])
 	}
 	if b.rows[telemetry.LaneLate] > 0 {
 		p.newestLate = b.index
 	}
 }
 
-// waiting counts the rows of both lanes.
+// waiting counts the rows of both lanes of the embedded store, which leaves no gap.
 func (p *pending) waiting() uint64 { return p.rows[telemetry.LaneLive] + p.rows[telemetry.LaneLate] }
 
 // keep accounts for the data of the newest block and lets the oldest go.
@@ -210,7 +215,7 @@ func (p *pending) newest() uint64 {
 
 // last is the index of the newest pending block, or the live watermark.
 func (p *pending) last() uint64 {
-	return max(p.newest(), p.watermarks[telemetry.LaneLive])
+	return max(p.newest(), p.watermarks.To[telemetry.LaneLive])
 }
 
 // after is the position in blocks of the first one with an index above i.
@@ -226,7 +231,7 @@ func (p *pending) after(i uint64) int {
 
 // decide takes both lanes of a range to the embedded store.
 func (p *pending) decide(from, to uint64) error {
-	if w := p.watermarks[telemetry.LaneLive]; from != w || to <= from {
+	if w := p.watermarks.To[telemetry.LaneLive]; from != w || to <= from || p.watermarks.Gap.Open() {
 		return fmt.Errorf("%w: from %d to %d, watermark %d", errFlushStale, from, to, w)
 	}
 	f := &flushRange{from: from, to: to}
@@ -236,7 +241,7 @@ func (p *pending) decide(from, to uint64) error {
 			p.rows[lane] -= uint64(n)
 		}
 	}
-	p.watermarks = telemetry.Watermarks{to, to}
+	p.watermarks.To = [telemetry.Lanes]uint64{to, to}
 	p.decided = append(p.decided, f)
 	return nil
 }
@@ -249,25 +254,9 @@ func (p *pending) stored(to uint64) {
 	p.settled(to)
 }
 
-// flushed moves a lane's watermark to what the shared database has committed and
-// returns the messages this adds.
-func (p *pending) flushed(lane telemetry.Lane, to uint64) (messages uint64) {
-	from := p.watermarks[lane]
-	if to <= from {
-		return 0
-	}
-	for b := range p.between(from, to).all() {
-		messages += uint64(b.messages[lane])
-		p.rows[lane] -= uint64(b.rows[lane])
-	}
-	p.watermarks[lane] = to
-	p.settled(p.complete())
-	return messages
-}
-
 // complete is up to where neither lane has anything to flush.
 func (p *pending) complete() uint64 {
-	live, late := p.watermarks[telemetry.LaneLive], p.watermarks[telemetry.LaneLate]
+	live, late := p.watermarks.Low(), p.watermarks.To[telemetry.LaneLate]
 	for b := range p.between(max(p.durable, late), live).all() {
 		if b.rows[telemetry.LaneLate] > 0 {
 			return b.index - 1
@@ -318,9 +307,10 @@ func (p *pending) head() pending {
 // append writes everything but the blocks, which the snapshot streams.
 func (p *pending) append(b []byte) []byte {
 	b = wire.AppendUint(b, p.durable)
-	for _, w := range p.watermarks {
+	for _, w := range p.watermarks.To {
 		b = wire.AppendUint(b, w)
 	}
+	b = wire.AppendUint(wire.AppendUint(b, p.watermarks.Gap.From), p.watermarks.Gap.To)
 	b = wire.AppendUint(b, uint64(len(p.decided)))
 	for _, f := range p.decided {
 		b = wire.AppendUint(b, f.to)
@@ -334,9 +324,11 @@ func (p *pending) append(b []byte) []byte {
 }
 
 func (p *pending) decode(r *wire.Reader) error {
-	*p = pending{durable: r.Uint(), watermarks: telemetry.Watermarks{r.Uint(), r.Uint()}, retain: p.retain}
+	*p = pending{durable: r.Uint(), watermarks: telemetry.Watermarks{
+		To: [telemetry.Lanes]uint64{r.Uint(), r.Uint()}, Gap: telemetry.Gap{From: r.Uint(), To: r.Uint()},
+	}, retain: p.retain}
 	p.kept = p.durable
-	from, live := p.durable, p.watermarks[telemetry.LaneLive]
+	from, live, gap := p.durable, p.watermarks.To[telemetry.LaneLive], p.watermarks.Gap
 	for range r.Count(21) {
 		f := &flushRange{from: from, to: r.Uint(), messages: r.Uint(), updates: decodeUpdates(r), anomalies: decodeAnomalies(r), compareTo: r.Uint()}
 		copy(f.compare[:], r.Bytes(len(f.compare)))
@@ -351,8 +343,10 @@ func (p *pending) decode(r *wire.Reader) error {
 		return r.Err()
 	case len(p.decided) > 0 && from != live:
 		return fmt.Errorf("decided flushes end at %d, the watermark is %d", from, live)
-	case p.durable > live:
-		return fmt.Errorf("stored up to %d, the watermark is %d", p.durable, live)
+	case gap != (telemetry.Gap{}) && (!gap.Open() || gap.To >= live || len(p.decided) > 0):
+		return fmt.Errorf("gap from %d to %d, the watermark is %d", gap.From, gap.To, live)
+	case p.durable > p.watermarks.Low():
+		return fmt.Errorf("stored up to %d, the watermark is %d", p.durable, p.watermarks.Low())
 	}
 	return nil
 }

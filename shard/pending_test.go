@@ -190,7 +190,7 @@ func TestReadCountsEveryRowOnceWhileItMovesToTheStore(t *testing.T) {
 	}
 	for split := range 11 {
 		for overlap := range 3 { // the database may be ahead of the log
-			fresh, err := f.pendingPoints(slices.Values(r.pending.blocks), telemetry.Watermarks{uint64(max(0, split-overlap))}, q)
+			fresh, err := f.pendingPoints(slices.Values(r.pending.blocks), telemetry.Watermarks{To: [telemetry.Lanes]uint64{uint64(max(0, split-overlap))}}, q)
 			if err != nil {
 				t.Fatal(err)
 			}

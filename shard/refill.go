@@ -11,8 +11,10 @@ import (
 // over to a replica without its tail, or was restored. The leader writes the rows
 // again from the log; a new leader finds out for itself.
 type fallback struct {
-	on   bool
-	have uint64 // where the database stands
+	on     bool
+	have   uint64 // where the database stands
+	target uint64 // where it stood; it may have moved on in the log since then
+	gapEnd uint64 // of the gap in the database, in the backlog lane
 	// Entries behind lostFrom and up to lostTo are not in the log any more; equal
 	// when nothing is lost.
 	lostFrom, lostTo uint64
@@ -31,16 +33,27 @@ func (e *LostError) Error() string {
 		e.From+1, e.To, e.Shard, e.Lane, e.Shard)
 }
 
+// fallenTo compares what the log knows of a lane with what the database has.
+func fallenTo(l *lane, known, have telemetry.Watermarks) fallback {
+	if l.lane == telemetry.LaneBacklog {
+		lost := gapLost(known, have)
+		return fallback{on: lost.Open(), have: lost.From, target: lost.To, gapEnd: have.Gap.To}
+	}
+	return fallback{on: have.To[l.lane] < known.To[l.lane], have: have.To[l.lane], target: known.To[l.lane]}
+}
+
 // fallBack notes that the database is behind; false when that is known.
-func (f *flusher) fallBack(l *lane, have, at uint64) bool {
+func (f *flusher) fallBack(l *lane, fallen fallback) bool {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	fb := &l.fallback
-	if fb.on && fb.have == have {
+	if fb.on && fb.have == fallen.have {
+		l.suspect = false
 		m.mu.Unlock()
 		return false
 	}
-	*fb = fallback{on: true, have: have, lostFrom: have, lostTo: max(have, m.pending.kept)}
+	fallen.lostFrom, fallen.lostTo = fallen.have, max(fallen.have, min(m.pending.kept, fallen.target))
+	*fb = fallen
 	lost := fb.lostTo - fb.lostFrom
 	for i := range f.lanes {
 		f.lanes[i].suspect = &f.lanes[i] != l
@@ -48,11 +61,22 @@ func (f *flusher) fallBack(l *lane, have, at uint64) bool {
 	m.mu.Unlock()
 	f.shard.metrics.fallbacks.Inc()
 	f.shard.logger.Error("the database has lost rows that it had committed, writing them again from the log",
-		"lane", l.lane, "have", have, "committed", at, "lost_entries", lost)
+		"lane", l.lane, "have", fallen.have, "committed", fallen.target, "lost_entries", lost)
 	for i := range f.lanes {
 		f.lanes[i].wake()
 	}
 	return true
+}
+
+// suspectBacklog makes the backlog lane look at once: the gap in the database is
+// larger than it should be.
+func (f *flusher) suspectBacklog() {
+	m := f.shard.fsm.machine
+	l := &f.lanes[telemetry.LaneBacklog]
+	m.mu.Lock()
+	l.suspect = l.suspect || !l.fallback.on
+	m.mu.Unlock()
+	l.wake()
 }
 
 // forget drops that the database is behind: it is not any more, or somebody else
@@ -60,7 +84,7 @@ func (f *flusher) fallBack(l *lane, have, at uint64) bool {
 func (f *flusher) forget(l *lane) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	l.fallback = fallback{}
+	l.fallback, l.suspect = fallback{}, false
 	m.mu.Unlock()
 }
 
@@ -69,37 +93,37 @@ func (f *flusher) forget(l *lane) {
 func (f *flusher) refill(ctx context.Context, l *lane, term uint64) (bool, error) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	fb, at := l.fallback, m.pending.watermarks[l.lane]
+	fb, at := l.fallback, m.pending.watermarks.To[l.readings()]
 	m.mu.Unlock()
 	if !fb.on {
 		return false, nil
 	}
-	from, to := fb.have, at
+	if l.lane == telemetry.LaneBacklog {
+		at = fb.target
+	}
+	r := span{from: fb.have, to: at, gapEnd: fb.gapEnd}
 	lost := fb.have < fb.lostTo
 	switch {
 	case lost && !fb.accepted:
 		return false, &LostError{Shard: f.shard.id, Lane: l.lane, From: fb.lostFrom, To: fb.lostTo}
 	case lost:
-		to = min(fb.lostTo, at)
+		r.to = min(fb.lostTo, at)
 	default:
-		to = f.limit(from, to, f.cfg.RowsMax, l.rows)
+		r.to = f.limit(r.from, r.to, f.cfg.RowsMax, l.rows)
 	}
-	err := f.write(ctx, l, from, to, func(b *telemetry.Batch) {
+	err := f.write(ctx, l, r, func(b *telemetry.Batch) {
 		b.Term, b.Lost = term, lost
-		if to == at && l.lane == telemetry.LaneLive {
+		if r.to == at && l.lane == telemetry.LaneLive {
 			m.mu.Lock()
 			b.Updates, b.Anomalies = m.everything()
 			m.mu.Unlock()
 		}
 	})
 	if err != nil {
-		committed, err := f.uncertain(ctx, l, err)
-		if err == nil && committed > 0 {
-			err = f.record(ctx, l, committed)
-		}
+		err = f.uncertain(ctx, l, err)
 		return err == nil, err
 	}
-	f.refilled(l, to, at)
+	f.refilled(l, r.to, at)
 	return true, nil
 }
 

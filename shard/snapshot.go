@@ -18,7 +18,7 @@ import (
 // A snapshot is: magic, then, compressed, sections of length and bytes: those of
 // the state, the bookkeeping of the pending part, every pending block, and an
 // empty section.
-const snapshotMagic = "SLSNAP\x00\x04"
+const snapshotMagic = "SLSNAP\x00\x05"
 
 // sectionBytesMax bounds one section; the changes of four decided flushes of a
 // shard with millions of devices stay below it.

@@ -53,7 +53,7 @@ func TestSnapshotStaysAsItWasTakenWhileTheShardGoesOn(t *testing.T) {
 			case 2:
 				r.put(putOf(byte(n), rapid.SampledFrom([]string{"a", "b", "new"}).Draw(t, "device"), fmt.Sprint(n)))
 			case 3:
-				r.entry(flushEntry{From: r.pending.watermarks[0], To: r.pending.last()}.encode())
+				r.entry(flushEntry{From: r.pending.watermarks.To[0], To: r.pending.last()}.encode())
 			case 4:
 				r.entry(quarantineRemoveEntry([]uint64{rapid.Uint64Range(0, 9).Draw(t, "id")}))
 			default:
@@ -103,7 +103,7 @@ func TestSnapshotIsWrittenBesideApply(t *testing.T) {
 		}
 		if seq == 200 {
 			f.mu.Lock()
-			f.pending.flushed(telemetry.LaneLive, r.pending.last())
+			_, _ = f.pending.flushed(telemetry.LaneLive, r.pending.last(), telemetry.Gap{})
 			f.mu.Unlock()
 			if err := f.Restore(io.NopCloser(bytes.NewReader(snapshotOf(t, f)))); err != nil {
 				t.Fatal(err)

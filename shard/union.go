@@ -36,13 +36,14 @@ func (f *flusher) unflushed() unflushed {
 // behind is u for a database that says how far it is. It is usually ahead of what
 // the log knows; one that has lost its tail lacks blocks that are kept for it.
 func (f *flusher) behind(u unflushed, have telemetry.Watermarks) blockRange {
-	if have[telemetry.LaneLive] >= u.durable && have[telemetry.LaneLate] >= u.at[telemetry.LaneLate] {
+	low, late := have.Low(), have.To[telemetry.LaneLate]
+	if low >= u.durable && late >= u.at.To[telemetry.LaneLate] {
 		return u.blocks
 	}
 	m := f.shard.fsm.machine
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.pending.between(min(have[telemetry.LaneLive], have[telemetry.LaneLate]), math.MaxUint64).clone()
+	return m.pending.between(min(low, late), math.MaxUint64).clone()
 }
 
 // read answers a query from the store and the pending part as one.
@@ -54,7 +55,7 @@ func (f *flusher) read(ctx context.Context, q store.Query) ([]store.Point, error
 	if f.stores.Local != nil {
 		var covered uint64
 		stored, covered, err = f.stores.Local.Read(ctx, f.shard.id, u.durable, q)
-		have = telemetry.Watermarks{covered, covered}
+		have.To = [telemetry.Lanes]uint64{covered, covered}
 	} else if stored, have, err = f.stores.Shared.Read(ctx, f.shard.id, q); err == nil {
 		u.blocks = f.behind(u, have)
 	}
@@ -77,7 +78,7 @@ func (f *flusher) aggregate(ctx context.Context, q store.Aggregate) ([]store.Buc
 	if f.stores.Local != nil {
 		var covered uint64
 		stored, covered, err = f.stores.Local.Aggregate(ctx, f.shard.id, u.durable, q)
-		have = telemetry.Watermarks{covered, covered}
+		have.To = [telemetry.Lanes]uint64{covered, covered}
 	} else if stored, have, err = f.stores.Shared.Aggregate(ctx, f.shard.id, q); err == nil {
 		u.blocks = f.behind(u, have)
 	}

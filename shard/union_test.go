@@ -27,6 +27,18 @@ func TestReadsSeeEveryReadingOnceWhileRowsMove(t *testing.T) {
 		c, _, _ := newDatabaseCluster(t, 3, 2, pgtest.Options{})
 		hammerUnion(t, c)
 	})
+	t.Run("database with gaps", func(t *testing.T) {
+		s := pgtest.Start(t, pgtest.Options{})
+		url := s.Database(t)
+		c := makeTestCluster(t, 3, 2)
+		c.flush = FlushConfig{Interval: 50 * time.Millisecond, RowsMax: 100, GapAfter: time.Nanosecond}
+		c.database = func(*testNode) string { return url }
+		c.start()
+		hammerUnion(t, c)
+		if gaps := scan[int64](t, url, "select count(*) from flush_watermarks where lane = 2 and until > 0")[0]; gaps == 0 {
+			t.Error("no gap was left")
+		}
+	})
 }
 
 // hammerBlocks of ten messages are published; a flush moves about sixty.

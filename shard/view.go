@@ -46,10 +46,11 @@ type ReplicaStatus struct {
 	Term            uint64
 	Committed       uint64
 	Applied         uint64
-	Flushed         uint64 // watermark
+	Flushed         uint64 // watermark; of a database the end of what it holds without a gap
 	Durable         uint64 // stored as far as this replica knows
 	BacklogBytes    int64  // log behind Durable
 	PendingRows     uint64
+	BacklogRows     uint64 // of them, in the gap that the live lane has left
 	LateRows        uint64 // pending in the late lane of a database
 	PendingMessages uint64
 	Lost            string  // what a database has lost for good, "" when nothing
@@ -188,7 +189,8 @@ func (s *Shard) Status(digest bool) ReplicaStatus {
 	leader := s.leader()
 	st.Leader = string(leader)
 	m.mu.Lock()
-	st.Flushed, st.Durable, st.PendingRows = m.pending.watermarks[telemetry.LaneLive], m.pending.durable, m.pending.rows[telemetry.LaneLive]
+	st.Flushed, st.Durable, st.BacklogRows = m.pending.watermarks.Low(), m.pending.durable, m.pending.gapRows
+	st.PendingRows = m.pending.rows[telemetry.LaneLive] + st.BacklogRows
 	st.LateRows, st.PendingMessages = m.pending.rows[telemetry.LaneLate], m.counts.Applied-m.counts.Flushed
 	st.Target, st.Ranges = m.detector.Params().AlarmsPerDeviceMonth, m.ranges.named(m.registry.names)
 	var v *stateView

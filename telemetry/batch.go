@@ -32,19 +32,80 @@ type Lane uint8
 const (
 	LaneLive Lane = 0
 	LaneLate Lane = 1 // measured long before it was received
-	Lanes         = 2
+	Lanes         = 2 // of readings
+
+	// LaneBacklog is no reading's: it brings what the live lane has left out, see
+	// Gap.
+	LaneBacklog Lane = 2
 )
 
 func (l Lane) String() string {
-	if l == LaneLate {
+	switch l {
+	case LaneLate:
 		return "late"
+	case LaneBacklog:
+		return "backlog"
 	}
 	return "live"
 }
 
-// Watermarks say, per lane, up to which index of a shard's log its rows are
-// stored.
-type Watermarks [Lanes]uint64
+// Watermarks say which rows of a shard's log are stored: of each lane those up to
+// To, but for the gap in the live one.
+type Watermarks struct {
+	To  [Lanes]uint64
+	Gap Gap // ends before To[LaneLive]; zero: none
+}
+
+// Gap is a range of the log, From exclusive, whose rows of the live lane are not
+// stored although some behind it are. It shrinks from its beginning.
+type Gap struct{ From, To uint64 }
+
+// Open reports whether there is a gap.
+func (g Gap) Open() bool { return g.From < g.To }
+
+// Holds reports whether the rows of an entry are missing.
+func (g Gap) Holds(index uint64) bool { return g.From < index && index <= g.To }
+
+// Has reports whether the rows of an entry are stored.
+func (w Watermarks) Has(l Lane, index uint64) bool {
+	return index <= w.To[l] && (l != LaneLive || !w.Gap.Holds(index))
+}
+
+// Low is up to where the live lane is stored without a gap.
+func (w Watermarks) Low() uint64 {
+	if w.Gap.Open() {
+		return w.Gap.From
+	}
+	return w.To[LaneLive]
+}
+
+// Union is what is stored according to one or the other; false when that would
+// be more than one gap.
+func (w Watermarks) Union(o Watermarks) (Watermarks, bool) {
+	if o.To[LaneLive] < w.To[LaneLive] {
+		w, o = o, w // w ends first
+	}
+	out := o
+	for l := range out.To {
+		out.To[l] = max(w.To[l], o.To[l])
+	}
+	// What both lack, up to where w ends, and what o lacks behind that.
+	both := Gap{max(w.Gap.From, o.Gap.From), min(w.Gap.To, o.Gap.To)}
+	behind := Gap{max(w.To[LaneLive], o.Gap.From), o.Gap.To}
+	switch {
+	case both.Open() && behind.Open() && both.To < behind.From:
+		return w, false
+	case both.Open() && behind.Open():
+		out.Gap = Gap{both.From, behind.To}
+	case both.Open():
+		out.Gap = both
+	case behind.Open():
+		out.Gap = behind
+	default:
+		out.Gap = Gap{}
+	}
+	return out, true
+}
 
 // Batch is the compacted content of one contiguous range of one shard's log:
 // repeats removed, rows sorted by (device, sensor, time, log order), those of the
@@ -56,6 +117,9 @@ type Batch struct {
 	Lane      Lane   // with a shared database; the embedded store takes both at once as LaneLive
 	From, To  uint64 // raft indexes, From exclusive, To inclusive
 	Term      uint64 // term of the leader that flushes; 0 in the embedded store
+	// GapEnd, in the live lane, is where the rows begin, behind From: those between
+	// are left to the backlog lane. In that one it is where the gap ends.
+	GapEnd    uint64
 	Lost      bool   // nothing but a record that these rows are gone, see dead letters
 	Messages  uint64 // applied messages in the range (the ledger's unit)
 	Devices   []string

@@ -49,7 +49,7 @@ func aggregate(t *testing.T, db *DB, q store.Aggregate, batches ...*telemetry.Ba
 	if err != nil {
 		t.Fatalf("aggregate: %v", err)
 	}
-	if at[telemetry.LaneLive] != batches[len(batches)-1].To {
+	if at.To[telemetry.LaneLive] != batches[len(batches)-1].To {
 		t.Errorf("watermarks %v", at)
 	}
 	if want := bucketsOf(q, batches...); !sameBuckets(got, want) {

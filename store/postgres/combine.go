@@ -110,7 +110,7 @@ func (c *combiner) take(lane telemetry.Lane) []*request {
 
 // Write implements shard.SharedStore: one transaction stores rows, devices and
 // anomalies and moves the watermark of the batch's lane from b.From to b.To, or
-// does nothing. Small batches of several shards share a transaction. It fails
+// does nothing. Where b.GapEnd says so it leaves a gap or drains one. Small batches of several shards share a transaction. It fails
 // with a *store.WatermarkError when the watermark is elsewhere or a later term
 // has written. After any other error the outcome is unknown until Watermarks is
 // read. b is only read, and when Write fails perhaps for longer than it takes.
@@ -140,6 +140,9 @@ func (db *DB) write(ctx context.Context, b *telemetry.Batch) error {
 	if b.To <= b.From {
 		return fmt.Errorf("batch ends at %d but begins at %d", b.To, b.From)
 	}
+	if !gapFits(b) {
+		return fmt.Errorf("%s batch from %d to %d, but the gap ends at %d", b.Lane, b.From, b.To, b.GapEnd)
+	}
 	r := &request{ctx: ctx, batch: b, done: make(chan error, 1)}
 	db.combiner.add(r)
 	for {
@@ -162,6 +165,18 @@ func (db *DB) write(ctx context.Context, b *telemetry.Batch) error {
 			return ErrClosed
 		}
 	}
+}
+
+// gapFits reports whether a batch lies behind the gap that it leaves, or in the
+// one that it drains.
+func gapFits(b *telemetry.Batch) bool {
+	switch b.Lane {
+	case telemetry.LaneBacklog:
+		return b.To <= b.GapEnd
+	case telemetry.LaneLive:
+		return b.GapEnd == 0 || b.From < b.GapEnd && b.GapEnd < b.To
+	}
+	return b.GapEnd == 0
 }
 
 // runGroup writes what waits. It ends early when nobody waits for it any more.

@@ -215,7 +215,7 @@ func TestLanesHaveWatermarksOfTheirOwn(t *testing.T) {
 		t.Fatal(err)
 	}
 	at, err := db.Watermarks(context.Background(), 1)
-	if err != nil || at != (telemetry.Watermarks{10, 30}) {
+	if err != nil || at != (telemetry.Watermarks{To: [telemetry.Lanes]uint64{10, 30}}) {
 		t.Errorf("watermarks %v, %v", at, err)
 	}
 	w := mismatch(t, db.Write(context.Background(), late))
@@ -223,7 +223,7 @@ func TestLanesHaveWatermarksOfTheirOwn(t *testing.T) {
 		t.Errorf("late batch again: %+v", w)
 	}
 	_, at, err = db.Read(context.Background(), 1, all("sensor-00001"))
-	if err != nil || at != (telemetry.Watermarks{10, 30}) {
+	if err != nil || at != (telemetry.Watermarks{To: [telemetry.Lanes]uint64{10, 30}}) {
 		t.Errorf("read at %v, %v", at, err)
 	}
 }
@@ -253,7 +253,7 @@ func TestCallerThatGivesUpTakesNobodyAlong(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Fatalf("the other one: %v", err)
 	}
-	if at, err := db.Watermarks(context.Background(), 1); err != nil || at[0] != 0 {
+	if at, err := db.Watermarks(context.Background(), 1); err != nil || at.To[0] != 0 {
 		t.Errorf("watermarks of who gave up before its turn: %v, %v", at, err)
 	}
 }

@@ -13,7 +13,8 @@
 // # Invariants
 //
 //   - rows of a lane of shard s in the database = rows of that lane in s's log up
-//     to flush_watermarks.last_index: both change in one transaction, whose last
+//     to flush_watermarks.last_index, in the live lane without those of the gap
+//     that the row of the backlog lane describes: rows and watermarks change in one transaction, whose last
 //     statements are a compare-and-set of that row for every batch in it. So a
 //     repeated write, and the write of a leader that is none any more, change
 //     nothing; of several batches in one transaction only such a one is left out.

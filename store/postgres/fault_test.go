@@ -29,7 +29,7 @@ func settle(t *testing.T, db *DB, b *telemetry.Batch, err error) (stored bool) {
 		case errors.As(err, &w):
 			have = w.Have
 		default:
-			if have, err = live(context.Background(), db, b.Shard); err != nil {
+			if have, err = stands(context.Background(), db, b); err != nil {
 				if !errors.Is(err, store.ErrUnavailable) {
 					t.Fatalf("watermark: %v", err)
 				}
@@ -179,8 +179,8 @@ func TestServerKilledWhileShardsWrite(t *testing.T) {
 	wg.Go(func() { // rows and watermark of one snapshot always fit
 		for ctx.Err() == nil {
 			points, w, err := db.Read(context.Background(), 1, all("s1-00003"))
-			if err == nil && uint64(len(points)) != w[0]/3*40 {
-				t.Errorf("%d points at watermark %d", len(points), w[0])
+			if err == nil && uint64(len(points)) != w.To[0]/3*40 {
+				t.Errorf("%d points at watermark %d", len(points), w.To[0])
 				return
 			}
 			time.Sleep(time.Millisecond)

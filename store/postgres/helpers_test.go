@@ -136,13 +136,25 @@ func read(tb testing.TB, db *DB, shard telemetry.ShardID, q store.Query) ([]stor
 	if err != nil {
 		tb.Fatalf("read: %v", err)
 	}
-	return got, w[telemetry.LaneLive]
+	return got, w.To[telemetry.LaneLive]
 }
 
 // live reads the watermark of a shard's live lane.
 func live(ctx context.Context, db *DB, shard telemetry.ShardID) (uint64, error) {
 	w, err := db.Watermarks(ctx, shard)
-	return w[telemetry.LaneLive], err
+	return w.To[telemetry.LaneLive], err
+}
+
+// stands reads the watermark of a batch's lane. A drained gap stands at its end.
+func stands(ctx context.Context, db *DB, b *telemetry.Batch) (uint64, error) {
+	w, err := db.Watermarks(ctx, b.Shard)
+	switch {
+	case b.Lane != telemetry.LaneBacklog:
+		return w.To[b.Lane], err
+	case w.Gap.Open():
+		return w.Gap.From, err
+	}
+	return b.GapEnd, err
 }
 
 // ask runs one query at a URL and returns the first column of all rows.

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sluice-iot/sluice/store"
+	"github.com/sluice-iot/sluice/telemetry"
 )
 
 // The process that TestWriterKilledAtEveryMessageOfItsTransaction kills: it
@@ -24,6 +25,7 @@ import (
 const (
 	writerURL  = "SLUICE_TEST_WRITER_URL"
 	writerFrom = "SLUICE_TEST_WRITER_FROM"
+	writerLane = "SLUICE_TEST_WRITER_LANE"
 )
 
 func TestWriterProcess(t *testing.T) {
@@ -38,7 +40,7 @@ func TestWriterProcess(t *testing.T) {
 	cfg := config(url)
 	cfg.Conns = 1
 	db := open(t, cfg)
-	b := fleet(4, from, from+7, 20, 10, t0+int64(from)*1_000_000)
+	b := laneBatch(os.Getenv(writerLane), from)
 	b.Term = from + 1
 	eventually(t, "connected", func() bool { _, err := live(context.Background(), db, b.Shard); return err == nil })
 	fmt.Println("ready")
@@ -50,42 +52,93 @@ func TestWriterProcess(t *testing.T) {
 	}
 }
 
+// The batches of the lanes: what a gap leaves out, and that it is drained.
+const (
+	plainBatch   = "live"
+	gapBatch     = "leaves a gap"
+	backlogBatch = "drains a gap"
+)
+
+// laneBatch is the batch that begins at from; those of a gap belong together.
+func laneBatch(kind string, from uint64) *telemetry.Batch {
+	b := fleet(4, from, from+7, 20, 10, t0+int64(from)*1_000_000)
+	switch kind {
+	case gapBatch:
+		b.GapEnd = from + 3
+	case backlogBatch:
+		b = fleet(4, from, from+3, 20, 10, t0+int64(from)*1_000_000+500)
+		b.Lane, b.GapEnd = telemetry.LaneBacklog, from+3
+	}
+	return b
+}
+
 // TestWriterKilledAtEveryMessageOfItsTransaction kills a leader's process with
 // SIGKILL before and after each message of its flush to a real server, from the
 // begin to the commit; the next leader reads the watermark and goes on. Every row
 // is there once.
 func TestWriterKilledAtEveryMessageOfItsTransaction(t *testing.T) {
+	for _, kind := range []string{plainBatch, gapBatch, backlogBatch} {
+		t.Run(kind, func(t *testing.T) { killWriter(t, kind) })
+	}
+}
+
+func killWriter(t *testing.T, kind string) {
 	s := server(t)
 	url := s.Database(t)
 	db := open(t, config(url)) // of the next leader
 	from, rows := uint64(0), int64(0)
-	kinds, inTime := "", 0
-	for k := 0; ; k++ {
-		relay := newKiller(t, s.Addr(), k/2+1, k%2 == 1)
-		killed := runWriter(t, strings.Replace(url, s.Addr(), relay.addr(), 1), from, relay)
-		b := fleet(4, from, from+7, 20, 10, t0+int64(from)*1_000_000)
-		b.Term = from + 2
+	// put writes a batch as the next leader.
+	put := func(b *telemetry.Batch) (wasThere bool) {
 		for {
-			have, err := live(context.Background(), db, b.Shard)
+			have, err := stands(context.Background(), db, b)
 			if err == nil && have == b.To {
-				inTime++
-				break
+				return true
 			}
 			if err == nil && settle(t, db, b, db.Write(context.Background(), b)) {
-				break
+				return false
 			}
 			if err != nil && !errors.Is(err, store.ErrUnavailable) {
 				t.Fatal(err)
 			}
 		}
-		from, rows = b.To, rows+int64(len(b.Rows))
+	}
+	kinds, inTime := "", 0
+	first, step := 0, 1
+	if kind != plainBatch {
+		first, step = 1, 2 // after a message is before the next one
+	}
+	for k := first; ; k += step {
+		if kind == backlogBatch {
+			b := laneBatch(gapBatch, from)
+			b.Term = from + 1
+			put(b)
+			rows += int64(len(b.Rows))
+		}
+		relay := newKiller(t, s.Addr(), k/2+1, k%2 == 1)
+		killed := runWriter(t, strings.Replace(url, s.Addr(), relay.addr(), 1), kind, from, relay)
+		b := laneBatch(kind, from)
+		b.Term = from + 2
+		if put(b) {
+			inTime++
+		}
+		rows += int64(len(b.Rows))
+		if kind == gapBatch {
+			b := laneBatch(backlogBatch, from)
+			b.Term = from + 2
+			put(b)
+			rows += int64(len(b.Rows))
+		}
+		from += 7
 		if n := one[int64](t, url, "select count(*) from telemetry"); n != rows {
 			t.Fatalf("killed at message %d (%c, after it: %t): %d rows, want %d", k/2+1, relay.kind.Load(), k%2 == 1, n, rows)
+		}
+		if at, err := db.Watermarks(context.Background(), 4); err != nil || at != (telemetry.Watermarks{To: [telemetry.Lanes]uint64{from}}) {
+			t.Fatalf("watermarks %+v, %v, want %d and no gap", at, err, from)
 		}
 		if !killed {
 			break // it has fewer messages
 		}
-		if k%2 == 0 {
+		if k%2 == first%2 {
 			kinds += string(relay.kind.Load())
 		}
 	}
@@ -99,12 +152,12 @@ func TestWriterKilledAtEveryMessageOfItsTransaction(t *testing.T) {
 }
 
 // runWriter runs the process and reports whether it was killed.
-func runWriter(t *testing.T, url string, from uint64, relay *killer) (killed bool) {
+func runWriter(t *testing.T, url, kind string, from uint64, relay *killer) (killed bool) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestWriterProcess$", "-test.v")
-	cmd.Env = append(os.Environ(), writerURL+"="+url, writerFrom+"="+strconv.FormatUint(from, 10))
+	cmd.Env = append(os.Environ(), writerURL+"="+url, writerFrom+"="+strconv.FormatUint(from, 10), writerLane+"="+kind)
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

@@ -15,8 +15,9 @@ type laneOf struct {
 	lane  telemetry.Lane
 }
 
-// position is a watermark; zero for a lane that was never written.
-type position struct{ index, term uint64 }
+// position is a watermark; zero for a lane that was never written. until is the
+// end of the gap of which the backlog lane has stored what is up to index.
+type position struct{ index, until, term uint64 }
 
 // Watermarks implements shard.SharedStore; 0 is a lane that was never written.
 func (db *DB) Watermarks(ctx context.Context, shard telemetry.ShardID) (out telemetry.Watermarks, err error) {
@@ -43,23 +44,27 @@ func (db *DB) Watermarks(ctx context.Context, shard telemetry.ShardID) (out tele
 func (db *DB) readWatermarks(ctx context.Context, c *conn, cluster string, shard telemetry.ShardID) (out telemetry.Watermarks, err error) {
 	at, err := db.positions(ctx, c, cluster, []int64{int64(shard)})
 	for lane := range telemetry.Lane(telemetry.Lanes) {
-		out[lane] = at[laneOf{shard, lane}].index
+		out.To[lane] = at[laneOf{shard, lane}].index
+	}
+	backlog := at[laneOf{shard, telemetry.LaneBacklog}]
+	if gap := (telemetry.Gap{From: backlog.index, To: backlog.until}); gap.Open() {
+		out.Gap = gap
 	}
 	return out, err
 }
 
 // positions reads the watermarks of some shards.
 func (db *DB) positions(ctx context.Context, c *conn, cluster string, shards []int64) (map[laneOf]position, error) {
-	rows, err := c.Query(ctx, "select shard, lane, last_index, term from flush_watermarks where cluster = $1 and namespace = $2 and shard = any($3)",
+	rows, err := c.Query(ctx, "select shard, lane, last_index, coalesce(until, 0), term from flush_watermarks where cluster = $1 and namespace = $2 and shard = any($3)",
 		cluster, int64(db.cfg.Namespace), shards)
 	if err != nil {
 		return nil, fmt.Errorf("read watermarks: %w", err)
 	}
 	out := map[laneOf]position{}
-	var shard, index, term int64
+	var shard, index, until, term int64
 	var lane int16
-	_, err = pgx.ForEachRow(rows, []any{&shard, &lane, &index, &term}, func() error {
-		out[laneOf{telemetry.ShardID(shard), telemetry.Lane(lane)}] = position{uint64(index), uint64(term)}
+	_, err = pgx.ForEachRow(rows, []any{&shard, &lane, &index, &until, &term}, func() error {
+		out[laneOf{telemetry.ShardID(shard), telemetry.Lane(lane)}] = position{uint64(index), uint64(until), uint64(term)}
 		return nil
 	})
 	if err != nil {

@@ -8,10 +8,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-
 	"github.com/sluice-iot/sluice/internal/mutate"
-	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -262,83 +259,6 @@ func (w *writer) copyRows(ctx context.Context, lo, hi int) error {
 		w.db.logger.Warn("the database took fewer rows than it was given: a trigger drops them", "shard", w.requests[0].batch.Shard, "given", hi-lo, "taken", n)
 	}
 	return nil
-}
-
-// expect answers the requests whose watermark is not where they begin.
-func (w *writer) expect(ctx context.Context) error {
-	at, err := w.watermarks(ctx)
-	if err != nil {
-		return err
-	}
-	w.requests = slices.DeleteFunc(w.requests, func(r *request) bool {
-		b := r.batch
-		p := at[laneOf{b.Shard, b.Lane}]
-		if p.index == b.From && p.term <= b.Term {
-			return false
-		}
-		r.done <- elsewhere(b, p)
-		return true
-	})
-	return nil
-}
-
-func elsewhere(b *telemetry.Batch, p position) error {
-	return &store.WatermarkError{Shard: b.Shard, Lane: b.Lane, Want: b.From, Have: p.index, WantTerm: b.Term, HaveTerm: p.term}
-}
-
-const (
-	insertWatermark = `insert into flush_watermarks as w (cluster, namespace, shard, lane, last_index, term)
-		values ($1, $2, $3, $4, $5, $6)
-		on conflict (cluster, namespace, shard, lane) do update
-		set last_index = excluded.last_index, term = excluded.term, updated = now()
-		where w.last_index = 0 and w.term <= excluded.term`
-	moveWatermark = `update flush_watermarks set last_index = $5, term = $6, updated = now()
-		where cluster = $1 and namespace = $2 and shard = $3 and lane = $4 and last_index = $7 and term <= $6`
-)
-
-// move is the compare-and-set of all batches, in the order of their shards, so
-// that two transactions never wait for each other, and in one round trip. It
-// waits for another transaction that holds a row and then sees what that one has
-// done.
-func (w *writer) move(ctx context.Context) error {
-	ctx, cancel := w.db.bounded(ctx)
-	defer cancel()
-	var all pgx.Batch
-	for _, r := range w.requests {
-		b := r.batch
-		args := []any{w.cluster, int64(b.Namespace), int64(b.Shard), int16(b.Lane), int64(b.To), int64(b.Term)}
-		if b.From > 0 {
-			all.Queue(moveWatermark, append(args, int64(b.From))...)
-		} else {
-			all.Queue(insertWatermark, args...)
-		}
-	}
-	lost := map[*request]bool{}
-	res := w.conn.SendBatch(ctx, &all)
-	var err error
-	for _, r := range w.requests {
-		tag, e := res.Exec()
-		if err = errors.Join(err, e); e == nil && tag.RowsAffected() != 1 {
-			lost[r] = true
-		}
-	}
-	if err = errors.Join(err, res.Close()); err != nil {
-		return fmt.Errorf("move watermark: %w", err)
-	}
-	if len(lost) == 0 {
-		return nil
-	}
-	at, err := w.watermarks(ctx)
-	if err != nil {
-		return err
-	}
-	w.requests = slices.DeleteFunc(w.requests, func(r *request) bool {
-		if lost[r] {
-			r.done <- elsewhere(r.batch, at[laneOf{r.batch.Shard, r.batch.Lane}])
-		}
-		return lost[r]
-	})
-	return errMoved
 }
 
 func (w *writer) commit(ctx context.Context) error {
