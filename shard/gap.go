@@ -59,7 +59,13 @@ func (f *flusher) gapEnd(l *lane, from, to uint64, now time.Time) uint64 {
 	edge := float64(waiting) * gapEdge.Seconds() / max(gapEdge.Seconds(), age.Seconds())
 	edge = min(max(edge, float64(least)), float64(full)/2)
 	end := uint64(0)
-	for b := range p.between(from, to).all() {
+	for _, run := range p.between(from, to).runs { // as far as whole ones go, which may be in files
+		if run.first <= from || run.last >= to || float64(waiting-run.rows[telemetry.LaneLive]) < edge {
+			break
+		}
+		waiting, end = waiting-run.rows[telemetry.LaneLive], run.last
+	}
+	for b := range p.between(max(from, end), to).all() {
 		if end > 0 && float64(waiting) < edge {
 			break
 		}
@@ -148,36 +154,44 @@ func (p *pending) flushed(lane telemetry.Lane, to uint64, gap telemetry.Gap) (me
 			errFlushStale, to, gap.From, gap.To, old.To[lane], old.Gap.From, old.Gap.To)
 	}
 	p.watermarks = now
-	for b := range p.between(old.To[lane], now.To[lane]).all() {
-		p.rows[lane] -= uint64(b.rows[lane])
-		if now.Has(lane, b.index) {
-			messages += uint64(b.messages[lane])
-		}
+	ahead, missed := telemetry.Gap{From: old.To[lane], To: now.To[lane]}, telemetry.Gap{}
+	p.rows[lane] -= p.rowsIn(lane, ahead)
+	if lane == telemetry.LaneLive {
+		missed = now.Gap
+		p.gapRows = p.rowsIn(lane, missed)
+		messages += p.messagesIn(lane, old.Gap, missed)
 	}
-	if lane == telemetry.LaneLive && now.Gap != old.Gap {
-		for b := range p.between(old.Gap.From, old.Gap.To).all() {
-			if now.Has(lane, b.index) {
-				messages += uint64(b.messages[lane])
-			}
-		}
-		p.gapRows = p.liveRows(now.Gap)
-	}
+	messages += p.messagesIn(lane, ahead, missed)
 	p.settled(p.complete())
 	return messages, nil
 }
 
-// liveRows counts the rows of the live lane in a range.
-func (p *pending) liveRows(in telemetry.Gap) (n uint64) {
+// messagesIn counts the messages of a lane in a range, but for a part of it.
+func (p *pending) messagesIn(lane telemetry.Lane, in, without telemetry.Gap) (n uint64) {
+	parts := []telemetry.Gap{in}
+	if without.Open() {
+		parts = []telemetry.Gap{{From: in.From, To: min(in.To, without.From)}, {From: max(in.From, without.To), To: in.To}}
+	}
+	for _, part := range parts {
+		for b := range p.between(part.From, part.To).all() {
+			n += uint64(b.messages[lane])
+		}
+	}
+	return n
+}
+
+// rowsIn counts the rows of a lane in a range.
+func (p *pending) rowsIn(lane telemetry.Lane, in telemetry.Gap) (n uint64) {
 	r := p.between(in.From, in.To)
 	whole := func(run *run) bool { return run.first > r.from && run.last <= r.to }
 	for _, run := range r.runs {
 		if whole(run) {
-			n += run.rows[telemetry.LaneLive]
+			n += run.rows[lane]
 		}
 	}
 	r.runs = slices.DeleteFunc(slices.Clone(r.runs), whole)
 	for b := range r.all() {
-		n += uint64(b.rows[telemetry.LaneLive])
+		n += uint64(b.rows[lane])
 	}
 	return n
 }

@@ -152,7 +152,7 @@ func TestRowsWithoutAGapAreWhatTheyWere(t *testing.T) {
 	if err := db.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s.Exec(t, url, "alter table flush_watermarks drop column until", "update sluice_schema_version set version = 4")
+	s.Exec(t, url, "alter table flush_watermarks drop column until", "update sluice_schema_version set version = 5")
 	db = open(t, config(url))
 	eventually(t, "migrated", func() bool { return db.Health() == nil })
 	stored(t, db, url, 1, marks(10, 0, 0, 0), 36)

@@ -23,7 +23,7 @@ const (
 	// versionTable holds the number of the last migration.
 	versionTable = "sluice_schema_version"
 	// schemaVersion is that of the newest file in migrations.
-	schemaVersion = 5
+	schemaVersion = 6
 	// serverVersionMin is 14: the first with date_bin.
 	serverVersionMin = 140000
 	// migrateTimeout bounds all migrations together, which no statement timeout
