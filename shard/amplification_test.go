@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"time"
 
 	"github.com/hashicorp/raft"
 	"github.com/prometheus/client_golang/prometheus"
@@ -189,5 +190,39 @@ func BenchmarkWriteAmplification(b *testing.B) {
 			b.ReportMetric(float64(snaps)/float64(b.N)/(1<<20), "MiB/snapshot")
 			b.ReportMetric(n/float64((len(s.received)-messages)*s.block), "block-B/message")
 		})
+	}
+}
+
+// TestBlocksOfOneMessageCostLittleLog: what one replica writes for each byte of
+// blocks of one or two messages, each appended by itself with a commit index, deep
+// in the life of a shard whose numbers have many digits. Snapshots add one part in
+// snapshotRatio.
+func TestBlocksOfOneMessageCostLittleLog(t *testing.T) {
+	for _, messages := range []int{1, 2} {
+		s := newSteady(t, 50, messages, 10*second, 60*second)
+		before := s.logBytes(t)
+		var blocks int64
+		for i := range uint64(400) {
+			ms := make([]telemetry.Message, messages)
+			for j := range ms {
+				ms[j] = s.message(int(i)%s.devices, s.at)
+				s.at += 10 * second / 50
+			}
+			data := encode(t, block.Header{Origin: "n0.00000001", Epoch: 1 << 20, Seq: 1<<30 + i, Shard: 3}, ms...)
+			index := 1<<40 + i
+			if err := s.log.StageCommitIndex(index - 2); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.log.StoreLogs([]*raft.Log{{Index: index, Term: 1000, Type: raft.LogCommand, Data: data, AppendedAt: time.Unix(1, 0)}}); err != nil {
+				t.Fatal(err)
+			}
+			blocks += int64(len(data))
+		}
+		log := (s.logBytes(t) - before) / float64(blocks)
+		whole := log * (1 + 1/float64(snapshotRatio))
+		t.Logf("blocks of %d messages, %d bytes: the log writes %.3f, with snapshots %.3f bytes per byte", messages, blocks/400, log, whole)
+		if whole > 1.3 {
+			t.Errorf("blocks of %d messages: %.3f bytes are written per byte, want at most 1.3", messages, whole)
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"encoding/binary"
 	"fmt"
 	"math"
 	"sync"
@@ -99,18 +100,19 @@ func BenchmarkSeal(b *testing.B) {
 				b.Fatal(err)
 			}
 			plain := appendRecord(nil, s.key, &record{typ: typeEntry, body: make([]byte, size)})
+			plain = plain[:binary.LittleEndian.Uint32(plain[recordLengthStart:])]
 			var disk, back []byte
 			b.Run("seal", func(b *testing.B) {
 				b.SetBytes(int64(size))
 				for b.Loop() {
-					disk = s.seal(disk[:0], plain[:recordHeaderBytes+size])
+					disk = s.seal(disk[:0], plain)
 				}
 			})
 			b.Run("unseal", func(b *testing.B) {
 				b.SetBytes(int64(size))
 				for b.Loop() {
 					var err error
-					if back, err = s.unseal(back, disk[:recordHeaderBytes+size+sealOverhead], 0); err != nil {
+					if back, err = s.unseal(back, disk[:len(plain)+sealOverhead], 0); err != nil {
 						b.Fatal(err)
 					}
 				}

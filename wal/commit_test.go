@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"encoding/binary"
 	"math"
 	"strings"
 	"sync"
@@ -103,7 +104,7 @@ func TestOneGroupAloneNeverLingers(t *testing.T) {
 func TestRecordOfAnotherSegmentOrLogNeverVerifies(t *testing.T) {
 	id := [16]byte{1, 2, 3}
 	raw := appendEntry(nil, newSegmentKey(id, 5), 7, 1, flagLast, 0, &raft.Log{Index: 1, Term: 1, Data: []byte("data")})
-	raw = raw[:recordHeaderBytes+4]
+	raw = raw[:binary.LittleEndian.Uint32(raw[recordLengthStart:])]
 	if _, err := decodeRecord(raw, newSegmentKey(id, 5)); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -22,14 +21,16 @@ type origin struct {
 	flags  uint8
 }
 
-// entryBodySize is the body length of l's record.
-func entryBodySize(l *raft.Log, withCommitIndex bool) int {
-	n := len(l.Data)
+// commitIndexMax bounds the raft commit index in an entry. It is written as what
+// the entry's own index is ahead of it: one or two bytes.
+const commitIndexMax = binary.MaxVarintLen64
+
+// entrySizeMax bounds the record of l. How long it is follows from the number of
+// its group commit.
+func entrySizeMax(l *raft.Log, withCommitIndex bool) int {
+	n := recordHeaderMax + len(l.Data)
 	if withCommitIndex {
-		n += 8
-	}
-	if !l.AppendedAt.IsZero() {
-		n += 8
+		n += commitIndexMax
 	}
 	if len(l.Extensions) > 0 {
 		n += 4 + len(l.Extensions)
@@ -38,30 +39,22 @@ func entryBodySize(l *raft.Log, withCommitIndex bool) int {
 }
 
 // appendEntry encodes one raft entry. staged is the raft commit index to store
-// with it; it is used when flags has flagCommitIndex.
+// with it; it is used when flags has flagCommitIndex. The time of appending is not
+// stored: raft has it for metrics only.
 func appendEntry(dst []byte, key segmentKey, group uint32, commit uint64, flags uint8, staged uint64, l *raft.Log) []byte {
 	start := len(dst)
-	if !l.AppendedAt.IsZero() {
-		flags |= flagAppendedAt
+	var ahead [commitIndexMax]byte
+	before := ahead[:0]
+	if flags&flagCommitIndex != 0 {
+		before = binary.AppendVarint(before, int64(l.Index-staged))
 	}
+	size := len(before) + len(l.Data)
 	if len(l.Extensions) > 0 {
 		flags |= flagExtensions
+		size += 4 + len(l.Extensions)
 	}
-	size := recordHeaderBytes + entryBodySize(l, flags&flagCommitIndex != 0)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(key))
-	dst = append(dst, 0, 0, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(size))
-	dst = binary.LittleEndian.AppendUint32(dst, group)
-	dst = binary.LittleEndian.AppendUint64(dst, commit)
-	dst = binary.LittleEndian.AppendUint64(dst, l.Index)
-	dst = binary.LittleEndian.AppendUint64(dst, l.Term)
-	dst = append(dst, byte(typeEntry), flags, byte(l.Type), 0)
-	if flags&flagCommitIndex != 0 {
-		dst = binary.LittleEndian.AppendUint64(dst, staged)
-	}
-	if flags&flagAppendedAt != 0 {
-		dst = binary.LittleEndian.AppendUint64(dst, uint64(l.AppendedAt.UnixNano()))
-	}
+	r := record{typ: typeEntry, flags: flags, logType: uint8(l.Type), group: group, commit: commit, index: l.Index, term: l.Term}
+	dst = append(appendHeader(dst, key, &r, size), before...)
 	if flags&flagExtensions != 0 {
 		dst = binary.LittleEndian.AppendUint32(dst, uint32(len(l.Extensions)))
 		dst = append(dst, l.Extensions...)
@@ -83,17 +76,11 @@ func readEntry(r *record, l *raft.Log) error {
 	}
 	*l = raft.Log{Index: r.index, Term: r.term, Type: raft.LogType(r.logType)}
 	if flags&flagCommitIndex != 0 {
-		if len(b) < 8 {
+		_, n := binary.Varint(b)
+		if n <= 0 {
 			return errEntryBody
 		}
-		b = b[8:]
-	}
-	if flags&flagAppendedAt != 0 {
-		if len(b) < 8 {
-			return errEntryBody
-		}
-		l.AppendedAt = time.Unix(0, int64(binary.LittleEndian.Uint64(b)))
-		b = b[8:]
+		b = b[n:]
 	}
 	if flags&flagExtensions != 0 {
 		if len(b) < 4 {
@@ -112,10 +99,14 @@ func readEntry(r *record, l *raft.Log) error {
 
 // stagedCommit is the raft commit index that an entry record carries, 0 for none.
 func stagedCommit(r *record) uint64 {
-	if r.typ != typeEntry || r.flags&flagCommitIndex == 0 || len(r.body) < 8 {
+	if r.typ != typeEntry || r.flags&flagCommitIndex == 0 {
 		return 0
 	}
-	return binary.LittleEndian.Uint64(r.body)
+	ahead, n := binary.Varint(r.body)
+	if n <= 0 {
+		return 0
+	}
+	return r.index - uint64(ahead)
 }
 
 // relocate turns a verified entry or relocated record of segment seq, whose

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math"
+	"math/bits"
 )
 
 // Sizes of the format; FORMAT.md has the drawing.
@@ -16,12 +17,20 @@ const (
 	// headerUsed is the part of the header that means something; one sector.
 	headerUsed = 512
 
-	recordHeaderBytes = 44
-	// recordAlign is where a record may start; it makes the search for records
-	// behind a damaged one eight times cheaper.
-	recordAlign = 8
+	// A record's header has numbers of variable length, since blocks of one or two
+	// messages are hardly longer than a header of fixed fields: 18 to 27 bytes
+	// instead of 44.
+	recordFixedBytes  = 14 // key, check, length, kind, raft's type
+	recordHeaderMin   = recordFixedBytes + 4
+	recordHeaderMax   = recordFixedBytes + binary.MaxVarintLen32 + 3*binary.MaxVarintLen64
+	recordLengthStart = 8 // from here on a record is covered by its checksum
+	recordKindStart   = 12
 
-	formatVersion = 1
+	// recordAlign is where a record may start; it makes the search for records
+	// behind a damaged one four times cheaper.
+	recordAlign = 4
+
+	formatVersion = 2
 
 	// headerWrapped is where the wrapped data key starts in the header.
 	headerWrapped = 320
@@ -51,12 +60,14 @@ const (
 	typeRemove     recordType = 10 // the group is gone
 )
 
-// Flags of a record.
+// Flags of a record, in the upper half of its kind; 4 is not used.
 const (
 	flagLast        = 1 << 0 // last record of its group commit
 	flagCommitIndex = 1 << 1 // body begins with the raft commit index
-	flagAppendedAt  = 1 << 2 // then the time of appending
 	flagExtensions  = 1 << 3 // then raft's Extensions with their length
+
+	kindTypes = 0x0f // the lower half is the type
+	kindFlags = 4    // bits before the flags
 )
 
 // record is one record in memory. Its body is borrowed from whatever buffer it
@@ -70,7 +81,15 @@ type record struct {
 	flags   uint8
 	logType uint8
 	body    []byte
+	size    int // of the record in the clear, without padding, once it was read
 }
+
+// headerSize is how many bytes the record has before its body.
+func (r *record) headerSize() int {
+	return recordFixedBytes + uvarintSize(uint64(r.group)) + uvarintSize(r.commit) + uvarintSize(r.index) + uvarintSize(r.term)
+}
+
+func uvarintSize(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
 
 // segmentKey binds records to their log and segment: seed starts every checksum
 // in the segment, so that bytes of its earlier life never verify, and is also
@@ -93,17 +112,22 @@ func align(n int) int { return (n + recordAlign - 1) &^ (recordAlign - 1) }
 // appendRecord encodes r behind dst, padded to the next record's start.
 func appendRecord(dst []byte, key segmentKey, r *record) []byte {
 	start := len(dst)
-	size := recordHeaderBytes + len(r.body)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(key))
-	dst = append(dst, 0, 0, 0, 0)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(size))
-	dst = binary.LittleEndian.AppendUint32(dst, r.group)
-	dst = binary.LittleEndian.AppendUint64(dst, r.commit)
-	dst = binary.LittleEndian.AppendUint64(dst, r.index)
-	dst = binary.LittleEndian.AppendUint64(dst, r.term)
-	dst = append(dst, byte(r.typ), r.flags, r.logType, 0)
+	dst = appendHeader(dst, key, r, len(r.body))
 	dst = append(dst, r.body...)
 	return sealRecord(dst, start, key)
+}
+
+// appendHeader encodes the header of a record whose body has size bytes. The
+// checksum is still to come.
+func appendHeader(dst []byte, key segmentKey, r *record, size int) []byte {
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(key))
+	dst = append(dst, 0, 0, 0, 0)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(r.headerSize()+size))
+	dst = append(dst, byte(r.typ)|r.flags<<kindFlags, r.logType)
+	dst = binary.AppendUvarint(dst, uint64(r.group))
+	dst = binary.AppendUvarint(dst, r.commit)
+	dst = binary.AppendUvarint(dst, r.index)
+	return binary.AppendUvarint(dst, r.term)
 }
 
 // sealRecord puts the checksum into the record that starts at start and reaches
@@ -117,7 +141,7 @@ func sealRecord(dst []byte, start int, key segmentKey) []byte {
 }
 
 func checksum(key segmentKey, rec []byte) uint32 {
-	return crc32.Update(uint32(key), castagnoli, rec[8:])
+	return crc32.Update(uint32(key), castagnoli, rec[recordLengthStart:])
 }
 
 // Reasons why bytes are no record.
@@ -128,13 +152,13 @@ var (
 )
 
 // recordSize reads the length of the record at the start of b, which holds at
-// least a record header. limit is the room left in the segment.
+// least the smallest record header. limit is the room left in the segment.
 func recordSize(b []byte, key segmentKey, limit int64) (int, error) {
 	if binary.LittleEndian.Uint32(b) != uint32(key) {
 		return 0, errNoRecord
 	}
-	n := int64(binary.LittleEndian.Uint32(b[8:]))
-	if n < recordHeaderBytes || n > limit {
+	n := int64(binary.LittleEndian.Uint32(b[recordLengthStart:]))
+	if n < recordHeaderMin || n > limit {
 		return 0, errBadLength
 	}
 	return int(n), nil
@@ -142,7 +166,7 @@ func recordSize(b []byte, key segmentKey, limit int64) (int, error) {
 
 // decodeRecord reads the record that fills b exactly.
 func decodeRecord(b []byte, key segmentKey) (record, error) {
-	if len(b) < recordHeaderBytes {
+	if len(b) < recordHeaderMin {
 		return record{}, errBadLength
 	}
 	if n, err := recordSize(b, key, int64(len(b))); err != nil {
@@ -153,21 +177,37 @@ func decodeRecord(b []byte, key segmentKey) (record, error) {
 	if checksum(key, b) != binary.LittleEndian.Uint32(b[4:]) {
 		return record{}, errBadChecksum
 	}
-	return parseRecord(b), nil
+	r, n := readHeader(b)
+	if n == 0 {
+		return record{}, errBadLength
+	}
+	return r, nil
 }
 
-// parseRecord reads the fields of a record whose checksum is known to be good.
+// parseRecord reads the fields of a record that was decoded before.
 func parseRecord(b []byte) record {
-	return record{
-		group:   binary.LittleEndian.Uint32(b[12:]),
-		commit:  binary.LittleEndian.Uint64(b[16:]),
-		index:   binary.LittleEndian.Uint64(b[24:]),
-		term:    binary.LittleEndian.Uint64(b[32:]),
-		typ:     recordType(b[40]),
-		flags:   b[41],
-		logType: b[42],
-		body:    b[recordHeaderBytes:len(b):len(b)],
+	r, _ := readHeader(b)
+	return r
+}
+
+// readHeader reads a record of at least recordHeaderMin bytes; n is where its body
+// begins, 0 when its numbers are not as appendHeader writes them.
+func readHeader(b []byte) (r record, n int) {
+	r.typ, r.flags, r.logType = recordType(b[recordKindStart]&kindTypes), b[recordKindStart]>>kindFlags, b[recordKindStart+1]
+	n = recordFixedBytes
+	var group uint64
+	for _, v := range []*uint64{&group, &r.commit, &r.index, &r.term} {
+		size := 0
+		if *v, size = binary.Uvarint(b[n:]); size <= 0 || size != uvarintSize(*v) {
+			return record{}, 0
+		}
+		n += size
 	}
+	if group > math.MaxUint32 {
+		return record{}, 0
+	}
+	r.group, r.size, r.body = uint32(group), len(b), b[n:len(b):len(b)]
+	return r, n
 }
 
 // segmentHeader is the first page of a segment file.

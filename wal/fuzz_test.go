@@ -23,15 +23,15 @@ func FuzzRecord(f *testing.F) {
 		{typ: typeCheckpoint, body: appendImage([]byte{1, 0, 0, 0}, &groupImage{id: 1, stable: map[string][]byte{"k": {1}}})},
 		{typ: typePrefix, body: floorBody(9)},
 	} {
-		f.Add(appendRecord(nil, fuzzKey, &r)[:recordHeaderBytes+len(r.body)])
+		f.Add(appendRecord(nil, fuzzKey, &r)[:r.headerSize()+len(r.body)])
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		// Make the checksum right, or the fuzzer never gets behind it.
-		if len(b) >= recordHeaderBytes {
+		if len(b) >= recordHeaderMin {
 			b = bytes.Clone(b)
 			b[0], b[1], b[2], b[3] = byte(fuzzKey), byte(fuzzKey>>8), byte(fuzzKey>>16), byte(fuzzKey>>24)
 			n := len(b)
-			b[8], b[9], b[10], b[11], b[43] = byte(n), byte(n>>8), byte(n>>16), byte(n>>24), 0
+			b[8], b[9], b[10], b[11] = byte(n), byte(n>>8), byte(n>>16), byte(n>>24)
 			b = sealRecord(b, 0, fuzzKey)[:n]
 		}
 		r, err := decodeRecord(b, fuzzKey)

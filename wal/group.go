@@ -136,7 +136,7 @@ func (g *Group) StoreLogs(logs []*raft.Log) error {
 		if l.Index != logs[0].Index+uint64(i) {
 			return fmt.Errorf("store entry %d of group %d behind entry %d: %w", l.Index, g.id, logs[i-1].Index, ErrGap)
 		}
-		if n := recordHeaderBytes + entryBodySize(l, true); int64(n) > limit {
+		if n := entrySizeMax(l, true); int64(n) > limit {
 			return fmt.Errorf("store entry %d of group %d, %d bytes, at most %d: %w", l.Index, g.id, n, limit, ErrTooLarge)
 		}
 		req.bulk = req.bulk || l.Type == raft.LogCommand && len(l.Data) > smallEntryBytes

@@ -11,12 +11,13 @@ func (l *Log) mark(want proof) {
 	if w.marked >= want || l.Err() != nil {
 		return
 	}
-	over := int64(w.head.overhead())
+	r := record{typ: typeMarker, flags: flagLast, commit: w.commit + 1}
+	size := int64(r.headerSize() + w.head.overhead())
 	var pad int64 // a marker's body that reaches to the next page
 	if want == markedFar {
-		pad = (pageBytes - (w.off+recordHeaderBytes+over)%pageBytes) % pageBytes
+		pad = (pageBytes - (w.off+size)%pageBytes) % pageBytes
 	}
-	if w.off+recordHeaderBytes+over+pad+2*w.head.sealBytes() > w.head.bytes {
+	if w.off+size+pad+2*w.head.sealBytes() > w.head.bytes {
 		// No room: the checkpoint of the next segment proves it as well. A full
 		// disk leaves the last commit unproven, which costs nothing but certainty.
 		if l.rotate() == nil {
@@ -24,7 +25,6 @@ func (l *Log) mark(want proof) {
 		}
 		return
 	}
-	r := record{typ: typeMarker, flags: flagLast, commit: w.commit + 1}
 	var buf []byte
 	if want == markedFar {
 		buf = w.head.append(nil, &record{typ: typeMarker, commit: r.commit, body: make([]byte, pad)})
@@ -88,7 +88,7 @@ func (l *Log) checkpoint() error {
 	}
 	binary.LittleEndian.PutUint32(body, n)
 	head := l.w.head
-	if room := min(l.halfSegment(), head.bytes-headerBytes-head.sealBytes()); int64(len(body)) > room-2*int64(recordHeaderBytes+head.overhead()) {
+	if room := min(l.halfSegment(), head.bytes-headerBytes-head.sealBytes()); int64(len(body)) > room-2*int64(recordHeaderMax+head.overhead()) {
 		return l.fail(fmt.Errorf("checkpoint of %d groups takes %d bytes: raise the segment size", n, len(body)))
 	}
 	r := record{typ: typeCheckpoint, flags: flagLast, commit: l.w.commit + 1, body: body}

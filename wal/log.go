@@ -312,7 +312,7 @@ func (l *Log) damaged(s *segment, err error) {
 // halfSegment is how much a commit and a checkpoint may each take of a segment.
 func (l *Log) halfSegment() int64 { return (l.cfg.SegmentBytes - headerBytes) / 2 }
 
-func (l *Log) entryBytesMax() int64 { return l.halfSegment() - 2*recordHeaderBytes - l.overhead() }
+func (l *Log) entryBytesMax() int64 { return l.halfSegment() - 2*recordHeaderMax - l.overhead() }
 
 // now is the wall clock, for people who read the headers.
 func now() int64 { return clock.Micros(time.Now()) }

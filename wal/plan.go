@@ -62,7 +62,7 @@ func (l *Log) addStore(req *request) (bool, error) {
 		if i == len(req.logs)-1 && req.commit != s.commit {
 			it.commit = req.commit
 		}
-		size := int64(align(recordHeaderBytes+entryBodySize(it.log, it.commit != 0))) + l.overhead()
+		size := int64(align(entrySizeMax(it.log, it.commit != 0))) + l.overhead()
 		if len(l.w.plan.items) > 0 && l.w.plan.bytes+size > limit {
 			req.at = i
 			return false, nil
@@ -82,7 +82,7 @@ func (l *Log) afford(req *request) error {
 	segments := 1
 	half := l.halfSegment()
 	for _, e := range req.logs {
-		n := int64(align(recordHeaderBytes+entryBodySize(e, true))) + l.overhead()
+		n := int64(align(entrySizeMax(e, true))) + l.overhead()
 		total += n
 		if used += n; used > half {
 			segments, used = segments+1, n
@@ -130,7 +130,7 @@ func (l *Log) addMoves(req *request) bool {
 		if !m.g.state.holds(m.rec.index) || m.g.index.get(m.rec.index) != m.from {
 			continue
 		}
-		size := int64(align(recordHeaderBytes+len(m.rec.body))) + l.overhead()
+		size := int64(align(recordHeaderMax+len(m.rec.body))) + l.overhead()
 		if len(l.w.plan.items) > 0 && l.w.plan.bytes+size > l.commitLimit() {
 			req.at = i
 			return false

@@ -167,10 +167,10 @@ func (p *replay) record(s *segment, off int64, r *record) error {
 	switch r.typ {
 	case typeCheckpoint:
 		err = p.checkpoint(s, r.body)
-		s.base.Store(off + int64(align(recordHeaderBytes+len(r.body)+s.overhead())))
+		s.base.Store(off + int64(align(r.size+s.overhead())))
 	case typeMarker, typeSeal:
 	case typeEntry, typeRelocated, typeTruncate, typePrefix, typeDetach, typeStable, typeRemove:
-		loc := location{segment: s.id(), offset: uint32(off), size: uint32(recordHeaderBytes + len(r.body) + s.overhead())}
+		loc := location{segment: s.id(), offset: uint32(off), size: uint32(r.size + s.overhead())}
 		err = p.group(r.group).apply(r, loc, p.account)
 	default:
 		err = fmt.Errorf("record type %d is not known", r.typ)
@@ -349,7 +349,7 @@ func (l *Log) resume(p *replay) error {
 	if p.tail.records == 0 {
 		return l.checkpoint()
 	}
-	if l.w.off+recordHeaderBytes+int64(head.overhead())+2*head.sealBytes() > head.bytes {
+	if l.w.off+recordHeaderMax+int64(head.overhead())+2*head.sealBytes() > head.bytes {
 		return l.settle()
 	}
 	l.mark(markedNear)

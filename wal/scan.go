@@ -80,7 +80,7 @@ func (s *segment) scan(visit visitor) (tail, error) {
 // which is where t.sealed or t.why is set or less than a record is left.
 func (s *segment) scanOn(t *tail, limit int64, visit visitor) error {
 	w := &window{s: s}
-	for end := t.off + limit; t.off < end && s.bytes-t.off >= recordHeaderBytes; {
+	for end := t.off + limit; t.off < end && s.bytes-t.off >= recordHeaderMin; {
 		raw, r, size, err := w.record(t.off)
 		if err != nil {
 			if isBadRecord(err) {
@@ -118,7 +118,7 @@ func isBadRecord(err error) bool {
 
 // record reads the record at off: in the clear, and how many bytes it has on disk.
 func (w *window) record(off int64) (raw []byte, r record, size int, err error) {
-	head, err := w.bytes(off, recordHeaderBytes)
+	head, err := w.bytes(off, recordHeaderMin)
 	if err != nil {
 		return nil, record{}, 0, err
 	}
@@ -150,7 +150,7 @@ type remains struct {
 func (s *segment) search(off int64) (remains, error) {
 	var out remains
 	look, read := &window{s: s}, &window{s: s}
-	for s.bytes-off >= recordHeaderBytes {
+	for s.bytes-off >= recordHeaderMin {
 		b, err := look.bytes(off, int(min(windowBytes, s.bytes-off)))
 		if err != nil {
 			return out, err
@@ -166,7 +166,7 @@ func (s *segment) search(off int64) (remains, error) {
 			continue
 		}
 		off += int64(i)
-		if s.bytes-off < recordHeaderBytes {
+		if s.bytes-off < recordHeaderMin {
 			break
 		}
 		_, r, size, err := read.record(off)

@@ -188,7 +188,7 @@ func (s *segment) overhead() int {
 }
 
 // sealBytes is the room that the seal takes at the end.
-func (s *segment) sealBytes() int64 { return int64(align(recordHeaderBytes + s.overhead())) }
+func (s *segment) sealBytes() int64 { return int64(align(recordHeaderMax + s.overhead())) }
 
 // append encodes a record for this segment.
 func (s *segment) append(dst []byte, r *record) []byte {
@@ -196,22 +196,23 @@ func (s *segment) append(dst []byte, r *record) []byte {
 		return appendRecord(dst, s.key, r)
 	}
 	plain := appendRecord(nil, s.key, r)
-	return s.seal(dst, plain[:recordHeaderBytes+len(r.body)])
+	return s.seal(dst, plain[:r.headerSize()+len(r.body)])
 }
 
 // seal appends a plain record, without its padding, in encrypted form.
 func (s *segment) seal(dst, plain []byte) []byte {
 	start := len(dst)
+	_, head := readHeader(plain)
 	dst = slices.Grow(dst, len(plain)+sealOverhead+recordAlign)
-	dst = append(dst, plain[:recordHeaderBytes]...)
-	binary.LittleEndian.PutUint32(dst[start+8:], uint32(len(plain)+sealOverhead))
+	dst = append(dst, plain[:head]...)
+	binary.LittleEndian.PutUint32(dst[start+recordLengthStart:], uint32(len(plain)+sealOverhead))
 	var nonce [nonceBytes]byte
 	_, _ = rand.Read(nonce[:]) // never fails: it ends the process instead
 	dst = append(dst, nonce[:]...)
 	at := len(dst)
-	dst = append(dst, plain[recordHeaderBytes:]...)
+	dst = append(dst, plain[head:]...)
 	dst = append(dst, plain[4:8]...)
-	dst = s.aead.Seal(dst[:at], nonce[:], dst[at:], dst[start+8:start+recordHeaderBytes])
+	dst = s.aead.Seal(dst[:at], nonce[:], dst[at:], dst[start+recordLengthStart:start+head])
 	return sealRecord(dst, start, s.key)
 }
 
@@ -219,13 +220,14 @@ func (s *segment) seal(dst, plain []byte) []byte {
 // one, in buf's memory. What does not decrypt is damage, never a torn write.
 func (s *segment) unseal(buf, raw []byte, off int64) ([]byte, error) {
 	n := len(raw) - sealOverhead
-	if n < recordHeaderBytes {
+	_, at := readHeader(raw)
+	if at == 0 || n < at {
 		return nil, s.corrupt(off, "record is too short to be encrypted", nil)
 	}
-	head, body := raw[:recordHeaderBytes], raw[recordHeaderBytes:]
+	head, body := raw[:at], raw[at:]
 	plain := append(slices.Grow(buf[:0], n+4), head...)
-	binary.LittleEndian.PutUint32(plain[8:], uint32(n))
-	plain, err := s.aead.Open(plain, body[:nonceBytes], body[nonceBytes:], head[8:])
+	binary.LittleEndian.PutUint32(plain[recordLengthStart:], uint32(n))
+	plain, err := s.aead.Open(plain, body[:nonceBytes], body[nonceBytes:], head[recordLengthStart:])
 	if err != nil {
 		return nil, s.corrupt(off, "entry cannot be read", errSealBroken)
 	}

@@ -59,9 +59,9 @@ func TestNoncesNeverRepeat(t *testing.T) {
 		last, _ := l.Group(1).LastIndex()
 		mustStore(t, l.Group(1), entries(1, last+1, last+5, life, 100))
 		s := l.w.head
-		t1, err := s.scan(func(off int64, _ []byte, _ *record) error {
+		t1, err := s.scan(func(off int64, _ []byte, r *record) error {
 			var b [nonceBytes]byte
-			if _, err := s.f.ReadAt(b[:], off+recordHeaderBytes); err != nil {
+			if _, err := s.f.ReadAt(b[:], off+int64(r.headerSize())); err != nil {
 				return err
 			}
 			seen[use{string(s.wrapped.data[:]), string(b[:])}] = true
@@ -94,8 +94,9 @@ func TestChangedRecordIsDamage(t *testing.T) {
 	l := mustOpen(t, cfg)
 	mustStore(t, l.Group(1), entries(1, 1, 3, 1, 100))
 	loc, head := l.Group(1).index.get(2), l.w.head
+	header := int(loc.size) - sealOverhead - 100
 	mustClose(t, l)
-	for _, at := range []int{12, 24, 41, recordHeaderBytes, recordHeaderBytes + nonceBytes + 3, int(loc.size) - 1} {
+	for _, at := range []int{recordKindStart + 1, recordFixedBytes, recordFixedBytes + 2, header, header + nonceBytes + 3, int(loc.size) - 1} {
 		disk := fs.Clone()
 		_ = disk.Mutate("wal/"+head.name, func(b []byte) []byte {
 			raw := b[loc.offset : loc.offset+loc.size]

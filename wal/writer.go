@@ -1,6 +1,7 @@
 package wal
 
 import (
+	"encoding/binary"
 	"fmt"
 	"runtime"
 	"slices"
@@ -62,7 +63,7 @@ const (
 type plan struct {
 	number uint64
 	items  []item
-	bytes  int64      // on disk
+	bytes  int64      // on disk, at most
 	over   int64      // of them per record for encryption
 	done   []*request // end with this commit
 	open   *request   // continues in the next one
@@ -75,7 +76,7 @@ type item struct {
 	rec    record
 	log    *raft.Log // an entry; rec is unused then
 	commit uint64    // raft commit index to store with log, if not 0
-	size   int       // in the clear
+	size   int       // in the clear; a bound until it is encoded
 }
 
 func (p *plan) reset() {
@@ -88,9 +89,9 @@ func (p *plan) reset() {
 
 func (p *plan) add(it item) {
 	if it.log != nil {
-		it.size = recordHeaderBytes + entryBodySize(it.log, it.commit != 0)
+		it.size = entrySizeMax(it.log, it.commit != 0)
 	} else {
-		it.size = recordHeaderBytes + len(it.rec.body)
+		it.size = recordHeaderMax + len(it.rec.body)
 	}
 	p.items = append(p.items, it)
 	p.bytes += int64(align(it.size)) + p.over
@@ -259,7 +260,9 @@ func (l *Log) commitPlan() error {
 	}
 	buf := make([]byte, 0, p.bytes)
 	for i := range p.items {
+		at := len(buf)
 		buf = l.encode(buf, &p.items[i], i == len(p.items)-1)
+		p.items[i].size = int(binary.LittleEndian.Uint32(buf[at+recordLengthStart:]))
 	}
 	start, disk := l.w.off, buf
 	if head := l.w.head; head.aead != nil {
