@@ -1,8 +1,10 @@
 package wal
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -342,5 +344,23 @@ func tornTailIsCutAndStaysCut(t *testing.T, config func(vfs.FS) Config) {
 				}
 			}
 		})
+	}
+}
+
+// TestSegmentOfAnotherVersionIsNoDamage: a node must not throw away a log that
+// another version of the program can read.
+func TestSegmentOfAnotherVersionIsNoDamage(t *testing.T) {
+	fs := vfs.NewMem()
+	l := mustOpen(t, memConfig(fs))
+	mustStore(t, l.Group(1), entries(1, 1, 3, 1, 10))
+	mustClose(t, l)
+	_ = fs.Mutate("wal/"+segmentName(1), func(b []byte) []byte {
+		b[8] = formatVersion - 1
+		binary.LittleEndian.PutUint32(b[headerUsed-4:], crc32.Checksum(b[:headerUsed-4], castagnoli))
+		return b
+	})
+	var c *CorruptError
+	if _, err := Open(quiet, nil, memConfig(fs)); err == nil || errors.As(err, &c) || !strings.Contains(err.Error(), "format version 1, this program reads 2") {
+		t.Errorf("a log of another version: %v", err)
 	}
 }

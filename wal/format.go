@@ -210,6 +210,9 @@ func readHeader(b []byte) (r record, n int) {
 	return r, n
 }
 
+// errVersion is a segment of another version of the format: no damage.
+var errVersion = errors.New("start the program that wrote it, or give the node an empty data directory so that its peers rebuild it")
+
 // segmentHeader is the first page of a segment file.
 type segmentHeader struct {
 	seq       uint64
@@ -255,7 +258,7 @@ func decodeHeader(b []byte) (segmentHeader, error) {
 		return segmentHeader{}, errors.New("header: checksum mismatch")
 	}
 	if b[8] != formatVersion {
-		return segmentHeader{}, fmt.Errorf("format version %d, this program reads %d", b[8], formatVersion)
+		return segmentHeader{}, fmt.Errorf("format version %d, this program reads %d: %w", b[8], formatVersion, errVersion)
 	}
 	h := segmentHeader{
 		namespace: binary.LittleEndian.Uint32(b[12:]),

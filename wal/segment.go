@@ -104,7 +104,9 @@ func (s *segment) readHeader() error {
 	if _, err := s.f.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return fmt.Errorf("read header of log segment %s: %w", s.name, err)
 	}
-	if s.segmentHeader, err = decodeHeader(b); err != nil {
+	if s.segmentHeader, err = decodeHeader(b); errors.Is(err, errVersion) {
+		return fmt.Errorf("log segment %s: %w", s.name, err)
+	} else if err != nil {
 		return s.corrupt(0, "header cannot be read", err)
 	}
 	if s.seq != seq {
