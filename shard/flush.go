@@ -115,10 +115,22 @@ type turns struct {
 	backlog  chan struct{}             // the backlog lanes: one at a time
 	pressure atomic.Pointer[room]      // see Press
 	liveAt   atomic.Pointer[time.Time] // when a live lane was last written; nil: never
+	wrote    atomic.Pointer[chan struct{}]
+}
+
+// written ends the pauses of all lanes of the node: a database that took a batch
+// of one will hardly refuse the others'.
+func (t *turns) written() {
+	next := make(chan struct{})
+	if was := t.wrote.Swap(&next); was != nil {
+		close(*was)
+	}
 }
 
 func newTurns(n int) *turns {
-	return &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1), backlog: make(chan struct{}, 1)}
+	t := &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1), backlog: make(chan struct{}, 1)}
+	t.written()
+	return t
 }
 
 type writtenRange struct {
@@ -236,6 +248,7 @@ func (f *flusher) pause(ctx context.Context, retry *time.Duration, err error) {
 	*retry = min(max(2**retry, 100*time.Millisecond), flushRetryMax)
 	select {
 	case <-ctx.Done():
+	case <-*f.turns.wrote.Load():
 	case <-time.After(*retry):
 	}
 }

@@ -243,6 +243,7 @@ func (f *flusher) write(ctx context.Context, l *lane, r span, complete func(*tel
 	if err := f.stores.Shared.Write(ctx, b); err != nil {
 		return err
 	}
+	f.turns.written()
 	took := time.Since(start)
 	f.shard.metrics.flushed(len(b.Rows), took)
 	switch l.lane {
