@@ -108,7 +108,7 @@ func TestDisksThatLieAreNoticed(t *testing.T) {
 		name string
 		op   vfs.OpKind
 		span time.Duration // so short that the log stays in its segment, so long that it begins some
-	}{{"sync", vfs.OpSync, time.Second}, {"syncdir", vfs.OpSyncDir, 20 * time.Second}} {
+	}{{"sync", vfs.OpSync, time.Second}, {"syncdir", vfs.OpSyncDir, time.Minute}} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) { liar(t, c.op, c.span) })
 		})
