@@ -27,6 +27,7 @@ type Options struct {
 	MQTTPort int      // of node 0; node i has MQTTPort+i
 	HTTPPort int      // of node 0
 	Shards   uint32   // used when the cluster is created
+	Replicas int      // of each shard, likewise; 0 is 3, or as many as there are nodes
 	Database string   // postgres:// URL; "" is the embedded store
 	// LogMaxMiB is how much disk the log of a node may take; 0 is what there is.
 	LogMaxMiB int

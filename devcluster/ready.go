@@ -46,7 +46,7 @@ func (c *Cluster) initialise(ctx context.Context) error {
 		case err == nil && st.ClusterID != "":
 			return nil
 		case err == nil && c.allAlive(st.Nodes):
-			_, err := cl.Init(ctx, api.InitRequest{Shards: c.opt.Shards})
+			_, err := cl.Init(ctx, api.InitRequest{Shards: c.opt.Shards, Replicas: c.opt.Replicas})
 			if err != nil && !errors.Is(err, api.ErrConflict) { // a conflict: it exists, a node has just told it
 				return fmt.Errorf("initialise cluster: %w", err)
 			}

@@ -242,6 +242,45 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	}
 }
 
+// TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation: with five replicas two may
+// be rebuilt, and a third that has heard of neither must not be elected by them.
+func TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation(t *testing.T) {
+	port, err := devcluster.FreePorts(10)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := start(t, snapshotting, func(o *devcluster.Options) {
+		o.Nodes, o.Zones, o.Replicas, o.Shards, o.MQTTPort, o.HTTPPort = 5, []string{"a", "b", "c", "d", "e"}, 5, 3, port, port+5
+		o.Environ = append(o.Environ, "SLUICE_WAL_TRAILING_ENTRIES=1")
+	})
+	fleet, stop := publish(t, c)
+	victim, other := c.Nodes()[3], c.Nodes()[0]
+	for range 2 { // the log is cut
+		before := latestSnapshot(t, victim)
+		for end := time.Now().Add(2 * repairMax); latestSnapshot(t, victim) == before; time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatalf("no snapshot is taken within %v", 2*repairMax)
+			}
+		}
+	}
+	old := peerOf(t, victim)
+	if err := victim.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range snapshotsOf(t, victim) {
+		flip(t, filepath.Join(s, "state.bin"), 100)
+	}
+	if err := victim.Start(); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the node goes on as another incarnation", func() bool { return peerOf(t, victim) != old })
+	allVote(t, victim, 5)
+	stop()
+	reported(t, "snapshot", "is damaged", victim, other)
+	judge(t, c, fleet)
+	ledgerAddsUp(t, c, fleet)
+}
+
 // TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere: the same shard's rows have
 // rotted on two of three nodes, and the third, which could repair both, is dead. They
 // withhold their votes, so that the shard has no leader, then elect one all the

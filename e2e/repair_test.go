@@ -162,7 +162,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 
 // everybodyVotes waits until a node that was just started is part of the cluster
 // and, as it sees it, every shard has a leader and three voters.
-func everybodyVotes(t *testing.T, n *devcluster.Node) {
+func everybodyVotes(t *testing.T, n *devcluster.Node) { allVote(t, n, 3) }
+
+func allVote(t *testing.T, n *devcluster.Node, replicas int) {
 	t.Helper()
 	last := ""
 	for end := time.Now().Add(repairMax); time.Now().Before(end); time.Sleep(200 * time.Millisecond) {
@@ -173,7 +175,7 @@ func everybodyVotes(t *testing.T, n *devcluster.Node) {
 		}
 		waiting := 0
 		for _, sh := range st.Shards {
-			ok := sh.Leader != "" && len(sh.Replicas) == 3
+			ok := sh.Leader != "" && len(sh.Replicas) == replicas
 			for _, r := range sh.Replicas {
 				ok = ok && (r.Role == api.RoleLeader || r.Role == api.RoleVoter)
 			}

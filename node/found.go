@@ -79,7 +79,7 @@ func damageKind(err error) string {
 	if errors.As(err, new(*wal.CorruptError)) || errors.Is(err, errLogGone) {
 		return kindLog
 	}
-	return kindSnapshot // of the meta group
+	return kindSnapshot
 }
 
 // asides are the ranges of the embedded store whose files were set aside.
