@@ -3,6 +3,8 @@ package shard
 import (
 	"context"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-iot/sluice/anomaly"
@@ -92,36 +94,84 @@ func (h *Host) Confirm(id telemetry.ShardID, index uint64) {
 	}
 }
 
+// teller tells the events of a shard that is led here, in their order: what an
+// earlier leader may not have delivered comes before anything new.
+type teller struct {
+	emit   func([]Event)
+	outbox func(upTo uint64) []Event // those that nobody has confirmed
+
+	passed atomic.Uint64 // index of the newest event that was applied, whoever led
+	mu     sync.Mutex
+	retold uint64 // term in which the outbox was told again
+}
+
+// live takes what was just applied; term is 0 for who does not lead.
+func (t *teller) live(term uint64, events []Event) {
+	if len(events) == 0 {
+		return
+	}
+	last := events[len(events)-1].Index
+	if term == 0 {
+		t.passed.Store(last)
+		return
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retell(term, events[0].Index-1)
+	t.emit(events)
+	t.passed.Store(last)
+}
+
+// again tells the outbox once a term. What is applied, and comes live in a moment,
+// is left to that.
+func (t *teller) again(term uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.retell(term, t.passed.Load())
+}
+
+func (t *teller) retell(term, upTo uint64) {
+	if t.retold == term {
+		return
+	}
+	t.retold = term
+	events := t.outbox(upTo)
+	for i := range events {
+		events[i].Repeat = true
+	}
+	if len(events) > 0 {
+		t.emit(events)
+	}
+}
+
+// unconfirmed copies the events of the outbox up to an index.
+func (f *fsm) unconfirmed(upTo uint64) (out []Event) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.outbox {
+		if e.Index <= upTo {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
 // tendOutbox tells the events again that an earlier leader may not have
-// delivered, once a leadership, and puts confirmations into the log.
+// delivered, and puts confirmations into the log.
 func (s *Shard) tendOutbox(ctx context.Context, now time.Time) {
-	term := s.readable.Load()
-	again := s.retold != term
-	if !again && now.Sub(s.confirmSeen) < confirmEvery {
+	s.teller.again(s.readable.Load())
+	if now.Sub(s.confirmSeen) < confirmEvery {
 		return
 	}
 	s.confirmSeen = now
 	confirmed := s.confirmed.Load()
-	var events []Event
 	s.fsm.mu.Lock()
 	o := s.fsm.outbox
-	if again {
-		events = append(events, o...)
-	}
 	due := len(o) > 0 && o[0].Index <= confirmed
 	if !s.confirms && len(o) > outboxKept {
 		due, confirmed = true, o[len(o)-1].Index
 	}
 	s.fsm.mu.Unlock()
-	if again {
-		s.retold = term
-		for i := range events {
-			events[i].Repeat = true
-		}
-		if len(events) > 0 {
-			s.emit(events)
-		}
-	}
 	if due {
 		if _, err := s.Call(ctx, confirmEntry(confirmed)); err != nil {
 			s.logger.Debug("delivery of anomaly events not confirmed", "err", err)

@@ -88,11 +88,10 @@ type Shard struct {
 	silenceSeen time.Time
 	listenTerm  uint64
 
-	emit        func([]Event)
+	teller      teller
 	confirms    bool          // somebody calls Host.Confirm
 	confirmed   atomic.Uint64 // index up to which events were delivered
-	confirmSeen time.Time     // owned by lead, as retold
-	retold      uint64        // term in which the outbox was told again
+	confirmSeen time.Time     // owned by lead
 
 	sessions  Sessions  // and what the lead loop knows of them
 	announced uint64    // term for which Lead was called
@@ -181,8 +180,8 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
-		emit:      deps.emit, confirms: deps.confirms,
-		onLead: deps.onLead, onStuck: deps.onStuck, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
+		confirms:  deps.confirms,
+		onLead:    deps.onLead, onStuck: deps.onStuck, interrupt: func() {}, ask: deps.ask, sessions: deps.sessions,
 	}
 	if t, ok := deps.trans.(interface{ Interrupt() }); ok {
 		s.interrupt = t.Interrupt
@@ -190,20 +189,23 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 	var running atomic.Pointer[raft.Raft] // raft applies entries before NewRaft returns
 	s.fsm = &fsm{machine: newMachine(cfg.id, deps.det), dir: cfg.snapshots, logs: deps.log}
 	s.flush = newFlusher(s, cfg.flush, deps.stores, deps.turns, cfg.snapshots)
+	s.teller.emit, s.teller.outbox = deps.emit, s.fsm.unconfirmed
 	s.fsm.pending.retain = deps.stores.Shared != nil
 	s.fsm.restored = func(index uint64) {
 		s.snapIndex.Store(index)
+		s.teller.passed.Store(index)
 		s.flush.wake() // a snapshot may bring ranges that are decided already
 	}
 	s.fsm.applied = func(events []Event, effects session.Effects) {
 		s.flush.wake()
 		r := running.Load()
 		if r == nil || len(events) == 0 && effects.Empty() || r.State() != raft.Leader {
+			s.teller.live(0, events)
 			return
 		}
 		if len(events) > 0 {
 			m.emitted(events)
-			deps.emit(events)
+			s.teller.live(r.CurrentTerm(), events)
 		}
 		if !effects.Empty() {
 			s.sessions.Effects(s.id, effects)
