@@ -2,7 +2,6 @@ package shard
 
 import (
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -93,20 +92,7 @@ func TestReplicaWithARottenSnapshotGivesNoVoteUntilItIsReplaced(t *testing.T) {
 		s, ok := n.host.Shard(0)
 		return ok && s.snapIndex.Load() > 0
 	})
-	states, err := filepath.Glob(filepath.Join(n.dir, "shards", "*", "snapshots", "*", "state.bin"))
-	if err != nil || len(states) == 0 {
-		t.Fatalf("snapshots %v, %v", states, err)
-	}
-	for _, name := range states {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b[len(b)/2] ^= 0x10
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	rotSnapshots(t, n.dir, "state.bin")
 	hs := n.host.all()[0]
 	damage := &DamageError{Shard: 0, Snapshot: "2-40-1700000000000", Err: os.ErrInvalid}
 	if !n.host.noteRotten(hs, damage) {

@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"sync"
+	"testing"
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -171,4 +174,25 @@ type tester interface {
 	Helper()
 	Fatal(...any)
 	Fatalf(string, ...any)
+}
+
+// rotSnapshots flips a bit in a file of every snapshot below a node's directory and
+// returns how many there are.
+func rotSnapshots(t *testing.T, dir, file string) int {
+	t.Helper()
+	names, err := filepath.Glob(filepath.Join(dir, "shards", "*", "snapshots", "*", file))
+	if err != nil || len(names) == 0 {
+		t.Fatalf("snapshots %v, %v", names, err)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b[len(b)/2] ^= 0x10
+		if err := os.WriteFile(name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return len(names)
 }

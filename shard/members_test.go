@@ -181,20 +181,7 @@ func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
 		return ok && s.snapIndex.Load() > 0
 	})
 	victim.kill()
-	states, err := filepath.Glob(filepath.Join(victim.dir, "shards", "*", "snapshots", "*", "state.bin"))
-	if err != nil || len(states) == 0 {
-		t.Fatalf("snapshots %v, %v", states, err)
-	}
-	for _, name := range states {
-		b, err := os.ReadFile(name)
-		if err != nil {
-			t.Fatal(err)
-		}
-		b[len(b)/2] ^= 0x10
-		if err := os.WriteFile(name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
+	rotSnapshots(t, victim.dir, "state.bin")
 	victim.start()
 	if _, ok := victim.host.Shard(0); ok || len(victim.host.Damaged()) != 1 {
 		t.Fatalf("the damaged replica runs: %v, reported %v", ok, victim.host.Damaged())

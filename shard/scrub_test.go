@@ -2,8 +2,6 @@ package shard
 
 import (
 	"context"
-	"os"
-	"path/filepath"
 	"testing"
 	"time"
 )
@@ -21,22 +19,7 @@ func TestDamagedSnapshotOfARunningReplicaIsReplaced(t *testing.T) {
 		return ok && s.snapIndex.Load() > 0
 	})
 	for _, file := range []string{"state.bin", "meta.json"} {
-		damaged := 0
-		states, err := filepath.Glob(filepath.Join(n.dir, "shards", "*", "snapshots", "*", file))
-		if err != nil || len(states) == 0 {
-			t.Fatalf("snapshots %v, %v", states, err)
-		}
-		for _, name := range states {
-			b, err := os.ReadFile(name)
-			if err != nil {
-				t.Fatal(err)
-			}
-			b[len(b)/2] ^= 0x10
-			if err := os.WriteFile(name, b, 0o600); err != nil {
-				t.Fatal(err)
-			}
-			damaged++
-		}
+		damaged := rotSnapshots(t, n.dir, file)
 		name, err := SnapshotDamage(t.Context(), n.host.dir(0), Scrub{BytesPerSecond: 1 << 30})
 		if name == "" || err == nil {
 			t.Fatalf("%d files %s are damaged, and nothing is found: %v", damaged, file, err)
