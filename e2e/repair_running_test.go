@@ -199,14 +199,7 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	fleet, stop := publish(t, c)
 	victim, other := c.Nodes()[1], c.Nodes()[0]
 	eventually(t, "there are segments", func() bool { return len(segmentsOf(t, victim)) > 0 })
-	for range 3 { // behind the segments, so that the log is cut and does not reach back to the beginning
-		before := latestSnapshot(t, victim)
-		for end := time.Now().Add(repairMax); latestSnapshot(t, victim) == before; time.Sleep(100 * time.Millisecond) {
-			if time.Now().After(end) { // each takes four times the log of the one before
-				t.Fatalf("no snapshot is taken within %v", repairMax)
-			}
-		}
-	}
+	logIsCut(t, victim) // behind the segments
 	if err := victim.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -255,14 +248,7 @@ func TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation(t *testing.T) {
 	})
 	fleet, stop := publish(t, c)
 	victim, other := c.Nodes()[3], c.Nodes()[0]
-	for range 2 { // the log is cut
-		before := latestSnapshot(t, victim)
-		for end := time.Now().Add(2 * repairMax); latestSnapshot(t, victim) == before; time.Sleep(100 * time.Millisecond) {
-			if time.Now().After(end) {
-				t.Fatalf("no snapshot is taken within %v", 2*repairMax)
-			}
-		}
-	}
+	logIsCut(t, victim)
 	old := peerOf(t, victim)
 	if err := victim.Kill(); err != nil {
 		t.Fatal(err)
@@ -412,6 +398,29 @@ func snapshotsOf(t *testing.T, n *devcluster.Node) (out []string) {
 		out = append(out, filepath.Dir(s))
 	}
 	return out
+}
+
+// logIsCut waits until the log of one shard of n no longer reaches back to its
+// beginning. A snapshot is there before the log behind it is cut, and raft begins
+// another only when that is done: the third one is proof of the first cut, of which
+// some entry is missing for sure.
+func logIsCut(t *testing.T, n *devcluster.Node) {
+	t.Helper()
+	var of string
+	seen := map[string]bool{}
+	for end := time.Now().Add(4 * repairMax); len(seen) < 3; time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(end) { // each takes four times the log of the one before
+			t.Fatalf("no third snapshot of one shard within %v", 4*repairMax)
+		}
+		for _, s := range snapshotsOf(t, n) {
+			if of == "" {
+				of = filepath.Dir(s)
+			}
+			if filepath.Dir(s) == of {
+				seen[s] = true
+			}
+		}
+	}
 }
 
 // latestSnapshot is the newest one of the first shard that has any.
