@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -178,6 +179,99 @@ func benchOpen(b *testing.B, total int, encrypt bool) {
 			b.Fatal(err)
 		}
 	}
+}
+
+// coldEntries of 200 bytes in each of coldGroups groups are some 500 MiB of log.
+const (
+	coldGroups  = 24
+	coldEntries = 80_000
+)
+
+// coldLog is a log as an outage of the database leaves it: entries of one message
+// in all groups by turns. Afterwards, and when it is opened again, none is cached.
+func coldLog(b *testing.B, cfg Config) {
+	l, err := Open(quiet, nil, cfg)
+	if err != nil {
+		b.Fatal(err)
+	}
+	data := make([]byte, 200)
+	var wg sync.WaitGroup
+	for id := range uint32(coldGroups) {
+		wg.Go(func() {
+			for next := uint64(1); next <= coldEntries; {
+				logs := make([]*raft.Log, 16)
+				for i := range logs {
+					logs[i] = &raft.Log{Index: next, Term: 1, Data: data}
+					next++
+				}
+				if err := l.Group(id).StoreLogs(logs); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := l.Close(); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// BenchmarkOldEntries opens a log of entries that are small and many, and reads all
+// of a group's one after the other, with the index in memory and on the shelf.
+func BenchmarkOldEntries(b *testing.B) {
+	dir := b.TempDir()
+	coldLog(b, Config{Dir: dir})
+	for _, c := range []struct {
+		name  string
+		bytes int64
+	}{{"memory", 1 << 30}, {"shelf", DefaultIndexBytes}, {"shelf-at-once", 1}} {
+		cfg := Config{Dir: dir, IndexBytes: c.bytes, ScrubBytesPerSecond: -1}
+		b.Run(c.name+"/open", func(b *testing.B) {
+			for b.Loop() {
+				b.StopTimer()
+				before, cpu := heapBytes(), cpuTime(b)
+				b.StartTimer()
+				l, err := Open(quiet, nil, cfg)
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.StopTimer()
+				b.ReportMetric(float64((cpuTime(b) - cpu).Milliseconds()), "cpu-ms/op")
+				b.ReportMetric((heapBytes()-before)/coldGroups/coldEntries, "heap-B/entry")
+				if err := l.Close(); err != nil {
+					b.Fatal(err)
+				}
+				b.StartTimer()
+			}
+		})
+		b.Run(c.name+"/read", func(b *testing.B) {
+			l, err := Open(quiet, nil, cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer func() { _ = l.Close() }()
+			i := uint64(0)
+			cpu := cpuTime(b)
+			for b.Loop() {
+				var e raft.Log
+				if err := l.Group(uint32(i%coldGroups)).GetLog(1+i/coldGroups%coldEntries, &e); err != nil {
+					b.Fatal(err)
+				}
+				i++
+			}
+			b.ReportMetric(float64(cpuTime(b)-cpu)/1000/float64(b.N), "cpu-us/op")
+		})
+	}
+}
+
+// heapBytes is what the heap holds after a collection.
+func heapBytes() float64 {
+	runtime.GC()
+	runtime.GC()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	return float64(m.HeapAlloc)
 }
 
 // BenchmarkGetLog reads entries from memory and from disk.

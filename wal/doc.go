@@ -7,7 +7,8 @@
 // # What it owns
 //
 // The directory Config.Dir (locked against a second process) with its *.wal
-// files; the index of every live entry in memory (6 bytes each) and a cache of
+// files; the index of every live entry, bounded in memory and
+// in files without a name beyond that (DESIGN.md), and a cache of
 // the latest entries, bounded in bytes; four goroutines: the writer, which alone
 // changes state, the preparer of empty segments, the janitor that recycles and
 // rewrites, and the scrubber that reads old segments for rot.

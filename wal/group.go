@@ -39,7 +39,12 @@ var (
 )
 
 func newGroup(id uint32, l *Log) *Group {
-	return &Group{id: id, log: l, stable: map[string][]byte{}}
+	g := &Group{id: id, log: l, stable: map[string][]byte{}}
+	g.index.group = id
+	if l != nil {
+		g.index.shelf = l.shelf
+	}
+	return g
 }
 
 // ID is the group's number.
@@ -84,25 +89,21 @@ func (g *Group) GetLog(index uint64, out *raft.Log) error {
 		return err
 	}
 	g.mu.RLock()
-	if !g.state.holds(index) {
-		s := g.state
-		g.mu.RUnlock()
-		if s.last != 0 && index > s.last {
-			return fmt.Errorf("get entry %d of group %d (last is %d): %w", index, g.id, s.last, ErrBeyondLast)
-		}
-		return raft.ErrLogNotFound
-	}
-	if raw := g.cache.get(index); raw != nil {
-		g.mu.RUnlock()
+	raw := g.cache.get(index)
+	g.mu.RUnlock()
+	if raw != nil {
 		g.log.metrics.cacheHits.Inc()
 		r := parseRecord(raw)
 		return readEntry(&r, out)
 	}
-	loc := g.index.get(index)
-	seg := g.log.segment(loc.segment)
-	seg.use.RLock() // before g.mu is released: the segment is live now
-	g.mu.RUnlock()
-	raw, err := seg.readRecord(loc)
+	loc, seg, ok, err := g.lookup(index)
+	if err != nil {
+		return fmt.Errorf("get entry %d of group %d: %w", index, g.id, err)
+	}
+	if !ok {
+		return g.missing(index)
+	}
+	raw, err = seg.readRecord(loc)
 	seg.use.RUnlock()
 	g.log.metrics.cacheMisses.Inc()
 	if err != nil {
@@ -116,6 +117,17 @@ func (g *Group) GetLog(index uint64, out *raft.Log) error {
 		return err
 	}
 	return readEntry(&r, out)
+}
+
+// missing is the error for an entry that is not there.
+func (g *Group) missing(index uint64) error {
+	g.mu.RLock()
+	last := g.state.last
+	g.mu.RUnlock()
+	if last != 0 && index > last {
+		return fmt.Errorf("get entry %d of group %d (last is %d): %w", index, g.id, last, ErrBeyondLast)
+	}
+	return raft.ErrLogNotFound
 }
 
 // StoreLog is StoreLogs of one entry.
@@ -147,6 +159,10 @@ func (g *Group) StoreLogs(logs []*raft.Log) error {
 // DeleteRange removes entries at either end: a prefix (limited by the floor), a
 // suffix, or everything (see Retained).
 func (g *Group) DeleteRange(minIndex, maxIndex uint64) error {
+	if first, _ := g.Retained(); minIndex > first {
+		g.thaw(minIndex)
+	}
+	g.thawFor(min(maxIndex, g.Floor()))
 	req := newRequest(opDelete, g)
 	req.min, req.max = minIndex, maxIndex
 	return g.log.do(req)
@@ -178,12 +194,24 @@ func (g *Group) Floor() uint64 {
 
 // BytesSince is the size of the entries behind index in the log.
 func (g *Group) BytesSince(index uint64) int64 {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	if index >= g.state.last {
-		return 0
+	var got fetched
+	for {
+		g.mu.RLock()
+		if index >= g.state.last {
+			g.mu.RUnlock()
+			return 0
+		}
+		sum, miss, ok := g.index.bytesFrom(index+1, got)
+		g.mu.RUnlock()
+		if ok {
+			return sum
+		}
+		var err error
+		if got, err = g.fetch(miss); err != nil {
+			g.log.logger.Error("the index of old entries is lost", "group", g.id, "err", err)
+			index += chunkEntries - (index+1)%chunkEntries // without the chunk that cannot be read
+		}
 	}
-	return g.index.bytesFrom(index + 1)
 }
 
 // Remove deletes the group with all that it holds, floor or not: the replica has
@@ -273,7 +301,7 @@ func (g *Group) apply(r *record, loc location, add account) error {
 		if g.state.holds(r.index) {
 			place()
 		}
-		return nil
+		return g.index.err
 	case typeStable:
 		key, value, err := readStable(r.body)
 		if err != nil {
@@ -291,7 +319,7 @@ func (g *Group) apply(r *record, loc location, add account) error {
 	if r.typ == typeEntry {
 		place()
 	}
-	return nil
+	return g.index.err
 }
 
 // restore sets the group to what a checkpoint says.

@@ -79,6 +79,7 @@ func (j *janitor) maintain() error {
 		return err
 	}
 	j.recycle()
+	defer func() { j.l.shelve(j.l.sortedGroups()) }()
 	sealed := j.sealed() // what is sealed meanwhile waits for the next time
 	for {
 		victim := j.victim(sealed)
@@ -100,6 +101,7 @@ func (j *janitor) floors() error {
 		s := g.state
 		g.mu.RUnlock()
 		if cut := min(s.asked, g.floor.Load()); s.last != 0 && cut >= s.first {
+			g.thawFor(cut)
 			reqs = append(reqs, newRequest(opFloor, g))
 		}
 	}
@@ -223,8 +225,11 @@ func (j *janitor) move(s *segment, off int64, raw []byte, r *record) (move, bool
 	g := j.l.groups[r.group]
 	j.l.gmu.RUnlock()
 	from := location{segment: s.id(), offset: uint32(off), size: uint32(len(raw) + s.overhead())}
-	if g == nil || !g.isAt(r.index, from) {
+	if g == nil {
 		return move{}, false, nil
+	}
+	if ok, err := g.isAt(r.index, from); err != nil || !ok {
+		return move{}, false, err
 	}
 	if r.typ == typeRelocated {
 		if err := checkOrigin(r, s.logID); err != nil {
@@ -238,8 +243,17 @@ func (j *janitor) move(s *segment, off int64, raw []byte, r *record) (move, bool
 	return move{g: g, from: from, rec: rec}, true, nil
 }
 
-func (g *Group) isAt(index uint64, loc location) bool {
-	g.mu.RLock()
-	defer g.mu.RUnlock()
-	return g.state.holds(index) && g.index.get(index) == loc
+// isAt reports whether an entry is at loc. If so, its part of the index is in memory
+// from now on, because it is about to change.
+func (g *Group) isAt(index uint64, loc location) (bool, error) {
+	at, seg, ok, err := g.lookup(index)
+	if err != nil || !ok {
+		return false, err
+	}
+	seg.use.RUnlock()
+	if at != loc {
+		return false, nil
+	}
+	g.thaw(index)
+	return true, nil
 }

@@ -46,6 +46,9 @@ type Log struct {
 	smu  sync.RWMutex
 	segs map[uint32]*segment // those with records
 
+	shelf        *shelf
+	shelveFailed bool // the last time; only whoever shelves looks at it
+
 	w       writer
 	prep    *preparer
 	janitor *janitor
@@ -81,6 +84,7 @@ func Open(logger *slog.Logger, reg prometheus.Registerer, cfg Config) (*Log, err
 		groups: map[uint32]*Group{}, segs: map[uint32]*segment{}, latency: newLatency(),
 		stop: make(chan struct{}), written: make(chan struct{}),
 	}
+	l.shelf = &shelf{fs: cfg.FS, dir: cfg.Dir, metrics: m, lost: l.lostIndex}
 	l.w.patience = cfg.Linger
 	l.w.plan.over = l.overhead()
 	l.janitor = newJanitor(l)
@@ -219,6 +223,7 @@ func (l *Log) closeFiles() error {
 	if l.prep != nil {
 		errs = append(errs, l.prep.close())
 	}
+	l.shelf.close()
 	return errors.Join(errs...)
 }
 
@@ -307,6 +312,12 @@ func (l *Log) damaged(s *segment, err error) {
 	if l.cfg.OnDamage != nil {
 		l.cfg.OnDamage(c)
 	}
+}
+
+// lostIndex tells that a part of the index could not be read back.
+func (l *Log) lostIndex(group uint32, sh *shelved, err error) {
+	l.metrics.indexLost.Inc()
+	l.logger.Warn("a part of the index cannot be read back, it is made again from the segments", "group", group, "first", sh.base, "segments", len(sh.spans), "err", err)
 }
 
 // halfSegment is how much a commit and a checkpoint may each take of a segment.

@@ -23,6 +23,8 @@ type metrics struct {
 	prepared       prometheus.Gauge
 	full           prometheus.Gauge
 	failed         prometheus.Gauge
+	shelved        prometheus.Gauge
+	indexLost      prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -53,6 +55,8 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		segments:    gauge("segments", "Segment files that hold records."),
 		prepared:    gauge("prepared_segments", "Empty segment files ready for use, the reserve included."),
 		full:        gauge("full", "1 while the disk has no room for another segment and appends are refused."),
+		shelved:     gauge("index_shelved_entries", "Entries whose place is not in memory but in a file."),
+		indexLost:   counter("index_rebuilt_total", "Parts of the index that could not be read back and were made again from the segments."),
 		failed:      gauge("failed", "1 after a write or sync error; the process must exit."),
 	}
 	if reg == nil {
@@ -61,7 +65,7 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 	var errs []error
 	for _, c := range []prometheus.Collector{
 		m.commits, m.commitRequests, m.written, m.fsync, m.entries, m.relocated, m.recycled, m.cacheHits,
-		m.cacheMisses, m.scrubbed, m.corrupt, m.segments, m.prepared, m.full, m.failed,
+		m.cacheMisses, m.scrubbed, m.corrupt, m.segments, m.prepared, m.full, m.failed, m.shelved, m.indexLost,
 	} {
 		errs = append(errs, reg.Register(c))
 	}

@@ -119,6 +119,22 @@ func (l *Log) addDelete(req *request) error {
 	return nil
 }
 
+// stillAt reports whether an entry is at loc, for the writer.
+func (g *Group) stillAt(index uint64, loc location) bool {
+	if !g.state.holds(index) {
+		return false
+	}
+	g.mu.RLock()
+	at, _, ok := g.index.find(index, fetched{})
+	g.mu.RUnlock()
+	if !ok { // isAt had it in memory
+		g.mu.Lock()
+		at = g.index.get(index)
+		g.mu.Unlock()
+	}
+	return at == loc
+}
+
 // addMoves plans relocations of entries that still are where they were. They come
 // first in a commit, because what they are checked against is the synced state.
 func (l *Log) addMoves(req *request) bool {
@@ -127,7 +143,7 @@ func (l *Log) addMoves(req *request) bool {
 	}
 	for i := req.at; i < len(req.moves); i++ {
 		m := &req.moves[i]
-		if !m.g.state.holds(m.rec.index) || m.g.index.get(m.rec.index) != m.from {
+		if !m.g.stillAt(m.rec.index, m.from) {
 			continue
 		}
 		size := int64(align(recordHeaderMax+len(m.rec.body))) + l.overhead()

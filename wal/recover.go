@@ -67,6 +67,9 @@ func (p *replay) load() error {
 		if err != nil {
 			return err
 		}
+		if p.log != nil {
+			p.log.shelve(slices.Collect(maps.Values(p.groups)))
+		}
 		if done {
 			break
 		}
@@ -226,6 +229,9 @@ func (p *replay) checkpoint(s *segment, body []byte) error {
 // holes looks for entries that are in a range and in no segment.
 func (p *replay) holes() error {
 	for id, g := range p.groups {
+		if g.index.err != nil {
+			return g.index.err
+		}
 		if i, ok := g.index.hole(); ok {
 			return &CorruptError{Segment: p.segs[0].name, Reason: fmt.Sprintf("entry %d of group %d is in no segment: a segment was lost", i, id)}
 		}
@@ -237,7 +243,9 @@ func (p *replay) holes() error {
 func (l *Log) recover() error {
 	p := &replay{fs: l.fs, dir: l.dir, log: l, keys: l.cfg.Keys}
 	l.prep = newPreparer(l, [16]byte{}, 1, nil)
+	l.shelf.segment = func(id uint32) *segment { return p.byID[id] }
 	err := p.load()
+	l.shelf.segment = l.segment
 	l.groups = p.groups
 	for i, s := range p.segs {
 		if i < p.used {

@@ -189,9 +189,10 @@ func (rep *Report) fill(p *replay) {
 		if g.state.last != 0 {
 			rep.Entries += int64(g.state.last - g.state.first + 1)
 		}
+		bytes, _, _ := g.index.bytesFrom(0, fetched{}) // a log that is only read has no shelf
 		rep.Groups = append(rep.Groups, GroupStats{
 			ID: id, First: g.state.first, Last: g.state.last, Hidden: g.state.detached,
-			Bytes: g.index.bytesFrom(0), Floor: g.state.floor, Commit: g.state.commit,
+			Bytes: bytes, Floor: g.state.floor, Commit: g.state.commit,
 		})
 	}
 }
