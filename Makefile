@@ -50,7 +50,7 @@ test-unit: ## the tests of the packages
 	$(GO) test -p 2 -timeout 20m $$($(GO) list ./... | grep -v -e /e2e -e '/bench/faults$$')
 
 test-e2e: ## the tests that run real processes
-	$(GO) test -p 1 -count 1 -timeout 30m ./e2e ./bench/faults
+	$(GO) test -p 2 -count 1 -timeout 30m ./e2e ./bench/faults
 
 faults: build bin/sluice-mutations ## every fault of the table once, on power-loss disks (ONLY=F1,F4 SEED=7 choose)
 	$(GO) run ./bench/faults/cmd/faults --binary $(SLUICE) --wrong bin/sluice-mutations $(if $(ONLY),--only $(ONLY)) $(if $(SEED),--seed $(SEED))

@@ -180,18 +180,18 @@ func (o *Options) segmentMiB() int {
 
 // configure writes one configuration file per node.
 func (c *Cluster) configure() error {
-	ports, err := freePorts(3 * c.opt.Nodes)
+	first, err := FreePorts(3 * c.opt.Nodes)
 	if err != nil {
 		return err
 	}
-	gossip := ports[c.opt.Nodes : 2*c.opt.Nodes]
-	for i, p := range gossip {
-		c.seeds = append(c.seeds, c.addr(i, p))
+	gossip, debug := first+c.opt.Nodes, first+2*c.opt.Nodes
+	for i := range c.opt.Nodes {
+		c.seeds = append(c.seeds, c.addr(i, gossip+i))
 	}
 	for i := range c.opt.Nodes {
 		at := addresses{
 			mqtt: c.addr(i, c.opt.MQTTPort+i), http: c.addr(i, c.opt.HTTPPort+i),
-			mux: c.addr(i, ports[i]), gossip: c.addr(i, gossip[i]), debug: loopback(ports[2*c.opt.Nodes+i]),
+			mux: c.addr(i, first+i), gossip: c.addr(i, gossip+i), debug: loopback(debug + i),
 		}
 		if _, err := c.configureNode(c.opt.Zones[i%len(c.opt.Zones)], at); err != nil {
 			return err
@@ -251,13 +251,13 @@ func (c *Cluster) configureNode(zone string, at addresses) (*Node, error) {
 
 // Add starts one more node, on free ports. It is not for use beside other methods.
 func (c *Cluster) Add(zone string) (*Node, error) {
-	p, err := freePorts(5)
+	p, err := FreePorts(5)
 	if err != nil {
 		return nil, err
 	}
 	i := len(c.nodes)
 	n, err := c.configureNode(zone, addresses{
-		mqtt: c.addr(i, p[0]), http: c.addr(i, p[1]), mux: c.addr(i, p[2]), gossip: c.addr(i, p[3]), debug: loopback(p[4]),
+		mqtt: c.addr(i, p), http: c.addr(i, p+1), mux: c.addr(i, p+2), gossip: c.addr(i, p+3), debug: loopback(p + 4),
 	})
 	if err != nil {
 		return nil, err
@@ -277,30 +277,6 @@ func (c *Cluster) secret() (string, error) {
 		return "", fmt.Errorf("write secret of the local cluster: %w", err)
 	}
 	return s, nil
-}
-
-// freePorts finds n ports that are free for TCP and UDP right now.
-func freePorts(n int) ([]int, error) {
-	var out []int
-	var open []net.Listener
-	defer func() {
-		for _, l := range open {
-			_ = l.Close() // held only so that no port is found twice
-		}
-	}()
-	for len(out) < n {
-		l, err := net.Listen("tcp", loopback(0))
-		if err != nil {
-			return nil, fmt.Errorf("find a free port: %w", err)
-		}
-		open = append(open, l)
-		port := l.Addr().(*net.TCPAddr).Port
-		if u, err := net.ListenPacket("udp", loopback(port)); err == nil {
-			_ = u.Close() // a probe
-			out = append(out, port)
-		}
-	}
-	return out, nil
 }
 
 // save writes dev.json; mu is held.

@@ -5,7 +5,7 @@
 // log file per node, dev.json) and its child processes. A node that dies stays
 // dead until somebody starts it again with the command in dev.json; Stop ends
 // such a node too. Node i listens on MQTTPort+i and HTTPPort+i; the ports
-// between nodes are free ones, chosen at each start.
+// between nodes are free ones, chosen at each start, which no other cluster is given.
 //
 // It initialises a cluster that has no identity yet, and continues one that has.
 // It is not a way to run production: all zones are one machine.
