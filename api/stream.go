@@ -36,10 +36,10 @@ func (s *Server) getStream(w http.ResponseWriter, r *http.Request, p *params) er
 		return &UnavailableError{Reason: "too many event streams on this node", RetryAfter: 10 * time.Second}
 	}
 	defer s.streams.Release(1)
-	s.metrics.streams.Inc()
-	defer s.metrics.streams.Dec()
 	events, cancel := s.backend.Events.Subscribe(r.Header.Get("Last-Event-ID"))
 	defer cancel()
+	s.metrics.streams.Inc()
+	defer s.metrics.streams.Dec()
 
 	h := w.Header()
 	h.Set("Content-Type", "text/event-stream")

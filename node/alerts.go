@@ -131,7 +131,12 @@ func (n *node) surgeDelivered(device string, kind api.EventKind) {
 }
 
 func (n *node) leadsDevice(device string) bool {
-	s, ok := n.host.Shard(telemetry.ShardOf(device, n.meta.State().Shards))
+	return n.leader(telemetry.ShardOf(device, n.meta.State().Shards))
+}
+
+// leader reports whether this node takes itself to lead a shard.
+func (n *node) leader(id telemetry.ShardID) bool {
+	s, ok := n.host.Shard(id)
 	return ok && s.Status(false).Role == "leader"
 }
 
@@ -182,13 +187,21 @@ func (n *node) announce(events []shard.Event) {
 			n.surges.hold(e, done) // it is told with those of the other shards
 			continue
 		}
-		n.gather.pass(e, func() { n.announceOne(e, done) }, done)
+		n.gather.pass(e, func() { n.announceOne(e, true, done) }, func() { n.announceOne(e, n.leader(e.Shard), done) }, func() { n.surges.fold(e.Model, done) })
 	}
 }
 
-func (n *node) announceOne(e *shard.Event, done func()) {
+// announceOne tells of an event, subscribers alone where the shard is led elsewhere by
+// now: its leader tells the receiver, or has made the event a part of a wave.
+func (n *node) announceOne(e *shard.Event, leads bool, done func()) {
 	kind, a := kindOf(e), api.AnomalyOf(&e.Anomaly)
-	err := n.announceWebhook(kind, &a, e.Index, done)
+	var err error
+	switch {
+	case leads:
+		err = n.announceWebhook(kind, &a, e.Index, done)
+	case n.webhook != nil:
+		n.deliveries.forget(e.Shard)
+	}
 	if !e.Repeat { // subscribers heard of it, or read the list
 		err = errors.Join(err, n.announceMQTT(kind, &a))
 	}

@@ -70,3 +70,11 @@ func (d *deliveries) settle(id telemetry.ShardID, index uint64) uint64 {
 	}
 	return to
 }
+
+// forget is for a shard that is led elsewhere: what of it is not delivered here is told
+// there, and confirmed by whoever has told it.
+func (d *deliveries) forget(id telemetry.ShardID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.open, id)
+}

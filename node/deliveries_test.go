@@ -38,4 +38,17 @@ func TestDeliveriesConfirmWhatHasNoOlderOneOpen(t *testing.T) {
 	if d.done(1, 11); got[1] != 11 {
 		t.Errorf("both tellings: confirmed up to %d, want 11", got[1])
 	}
+
+	// Led elsewhere meanwhile: what was not delivered is confirmed there, and holds
+	// nothing up when it is this node's turn again.
+	d.expect([]shard.Event{{Shard: 1, Index: 13}, {Shard: 1, Index: 14}})
+	d.done(1, 14)
+	d.forget(1)
+	if d.done(1, 13); got[1] != 11 {
+		t.Errorf("led elsewhere: confirmed up to %d, want 11", got[1])
+	}
+	d.expect([]shard.Event{{Shard: 1, Index: 20}})
+	if d.done(1, 20); got[1] != 20 {
+		t.Errorf("led here again: confirmed up to %d, want 20", got[1])
+	}
 }

@@ -20,13 +20,14 @@ type gather struct {
 	held map[string][]heldEvent // by anomaly
 }
 
+// heldEvent is told late, when no wave has come of it, or dropped.
 type heldEvent struct{ tell, drop func() }
 
 func newGather() *gather { return &gather{held: map[string][]heldEvent{}} }
 
-// pass calls tell, now or when the time is over, or drop. Neither may block: they
+// pass calls tell now or late when the time is over, or drop. None may block: they
 // are called in the order of the events, under a lock.
-func (g *gather) pass(e *shard.Event, tell, drop func()) {
+func (g *gather) pass(e *shard.Event, tell, late, drop func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	list, held := g.held[e.ID]
@@ -38,9 +39,9 @@ func (g *gather) pass(e *shard.Event, tell, drop func()) {
 		}
 		drop()
 	case held:
-		g.held[e.ID] = append(list, heldEvent{tell, drop})
+		g.held[e.ID] = append(list, heldEvent{late, drop})
 	case e.Model != "" && e.Transition == anomaly.Opened:
-		g.held[e.ID] = []heldEvent{{tell, drop}}
+		g.held[e.ID] = []heldEvent{{late, drop}}
 		time.AfterFunc(gatherFor, func() { g.release(e.ID) })
 	default:
 		tell()

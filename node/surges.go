@@ -102,7 +102,19 @@ func (s *surges) hear(e *shard.Event) {
 func (s *surges) hold(e *shard.Event, done func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	id, kind := e.Anomaly.Device, kindOf(e)
+	s.wait(e.Anomaly.Device, kindOf(e), done)
+}
+
+// fold does the same with the events of a device's anomaly that has become a part of a
+// model's: confirmed before the alert, its opening would be forgotten while its end is
+// not, and the next leader would tell of an end alone.
+func (s *surges) fold(model string, done func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.wait(shard.WaveOf(model), api.EventOpened, done)
+}
+
+func (s *surges) wait(id string, kind api.EventKind, done func()) {
 	w := s.now[id]
 	if s.deliver == nil || kind == api.EventChanged || kind == api.EventOpened && w != nil && w.known {
 		done() // nobody waits for it

@@ -48,7 +48,7 @@ func (m *machine) surge(index uint64, pos int, dev uint32, e *block.Entry, v *an
 		if w.count < waveLeast || w.count%waveLeast != 0 || int(w.count)*waveShare < m.peers(model) {
 			return false
 		}
-		w.alert = m.alerts.open(telemetry.Anomaly{ID: fmt.Sprintf("%d-%d-w%d", m.shard, index, pos), Device: wavePrefix + model, Opened: e.Time})
+		w.alert = m.alerts.open(telemetry.Anomaly{ID: fmt.Sprintf("%d-%d-w%d", m.shard, index, pos), Device: WaveOf(model), Opened: e.Time})
 		a = m.alerts.at(w.alert)
 		m.describeIncident(&a.Anomaly, v)
 		m.describeWave(a, w, model)
@@ -166,6 +166,9 @@ func MergeWaves(list []telemetry.Anomaly) []telemetry.Anomaly {
 	}
 	return out
 }
+
+// WaveOf is the device id of the anomaly of a model.
+func WaveOf(model string) string { return wavePrefix + model }
 
 // IsWave reports whether an anomaly is that of a model.
 func IsWave(a *telemetry.Anomaly) bool { return strings.HasPrefix(a.Device, wavePrefix) }
