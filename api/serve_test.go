@@ -297,7 +297,7 @@ func TestServeReportsABrokenListener(t *testing.T) {
 // TestIdleStreamOutlivesTheProgressTimeout: silence of the node is no fault of
 // the reader.
 func TestIdleStreamOutlivesTheProgressTimeout(t *testing.T) {
-	n, _, _ := served(t, api.Config{ProgressTimeout: 30 * time.Millisecond, Heartbeat: 100 * time.Millisecond})
+	n, _, _ := served(t, api.Config{ProgressTimeout: 300 * time.Millisecond, Heartbeat: 500 * time.Millisecond})
 	s := n.stream("/api/v1/anomalies/stream", "")
 	for range 3 {
 		if f := s.frame(); f != ": heartbeat\n" {
@@ -309,13 +309,13 @@ func TestIdleStreamOutlivesTheProgressTimeout(t *testing.T) {
 // TestKeepAliveConnectionForgetsOldDeadlines: a deadline of one request must not
 // hurt the next on the same connection.
 func TestKeepAliveConnectionForgetsOldDeadlines(t *testing.T) {
-	n, _, _ := served(t, api.Config{ProgressTimeout: 30 * time.Millisecond})
+	n, _, _ := served(t, api.Config{ProgressTimeout: 300 * time.Millisecond})
 	for range 3 {
 		n.publish(good(1), "Content-Type", ndjson)
-		time.Sleep(60 * time.Millisecond)
+		time.Sleep(400 * time.Millisecond)
 		if r := n.do("DELETE", "/api/v1/quarantine/1", nil); r.status != 404 {
 			t.Fatalf("got %d", r.status)
 		}
-		time.Sleep(60 * time.Millisecond)
+		time.Sleep(400 * time.Millisecond)
 	}
 }

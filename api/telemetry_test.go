@@ -415,7 +415,7 @@ func TestClientThatLeavesGivesItsKeyBack(t *testing.T) {
 	<-done
 	h.release(telemetry.Result{Applied: 1})
 	n.cluster.Hook(memory.Hooks{})
-	deadline := time.Now().Add(5 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		got := n.publish(good(1), "Content-Type", ndjson, "Idempotency-Key", "k")
 		if got.status == 200 {

@@ -198,7 +198,7 @@ func TestTelemetryOfQoS2ReachesSubscribersOnceAcrossReconnects(t *testing.T) {
 
 func TestSessionExpires(t *testing.T) {
 	t.Parallel()
-	b := start(t, Config{SessionExpiryMax: time.Second}, newMemory())
+	b := start(t, Config{SessionExpiryMax: 3 * time.Second}, newMemory())
 	c, _ := dial(t, b, 4, "c1", connectOptions{keep: true})
 	c.subscribe("cmd", 1)
 	c.Close()
@@ -208,7 +208,7 @@ func TestSessionExpires(t *testing.T) {
 		t.Fatal("the session was not kept")
 	}
 	c.Close()
-	time.Sleep(1500 * time.Millisecond) // longer than it lives
+	time.Sleep(4 * time.Second) // longer than it lives
 	if _, ack := dial(t, b, 4, "c1", connectOptions{keep: true}); ack.SessionPresent {
 		t.Fatal("an expired session is present")
 	}

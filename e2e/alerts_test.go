@@ -135,6 +135,7 @@ func TestAnomalyEventsOutliveTheNodeThatHadThem(t *testing.T) {
 			stream <- e.Anomaly
 		}
 	}()
+	eventually(t, "the stream is there", func() bool { return metric(t, other, "sluice_api_streams") == 1 })
 	wants(t, "range", succeeds(t, other, "anomalies", "range", "celsius", "--min=-40", "--max=125"), "celsius", "-40", "125")
 	post(t, other, reading(device, 0, 20)+reading(device, 1, 3276.7))
 	await(t, "the receiver refuses the event", func() bool { n, _ := r.of(device); return n > 0 })

@@ -134,7 +134,7 @@ func TestQuarantineByCommand(t *testing.T) {
 
 func TestAnomaliesAreFollowed(t *testing.T) {
 	c := start(t)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), eventuallyMax)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, "anomalies", "--follow", "--json", "--api", "http://"+c.Nodes()[2].HTTP)
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGINT) }
@@ -146,7 +146,7 @@ func TestAnomaliesAreFollowed(t *testing.T) {
 		t.Fatal(err)
 	}
 	events := json.NewDecoder(out)
-	time.Sleep(time.Second) // until it listens: an event from before is not followed
+	eventually(t, "it listens", func() bool { return metric(t, c.Nodes()[2], "sluice_api_streams") == 1 }) // an event from before is not followed
 	var b strings.Builder
 	b.WriteString("ts,v\n")
 	for i := range 1500 {

@@ -53,7 +53,7 @@ func mosquitto(t *testing.T, n *devcluster.Node, version string, qos int, topic,
 func awaitReadings(t *testing.T, n *devcluster.Node, device string, want []string) {
 	t.Helper()
 	var got []string
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(20 * time.Millisecond) {
 		stored, err := readings(t.Context(), n, device)
 		if err != nil {
 			t.Fatalf("read %s on %s: %v", device, n.ID, err)
@@ -163,7 +163,7 @@ func TestStatusShowsZonesRolesAndBalancedLeaders(t *testing.T) {
 	cl := clientOf(t, c.Nodes()[2])
 	leaders := map[string]int{}
 	var st api.Status
-	for end := time.Now().Add(40 * time.Second); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
+	for end := time.Now().Add(eventuallyMax); time.Now().Before(end); time.Sleep(500 * time.Millisecond) {
 		var err error
 		if st, err = cl.Status(t.Context()); err != nil {
 			t.Fatal(err)

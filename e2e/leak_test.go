@@ -13,7 +13,7 @@ import (
 const (
 	leakClients   = 200
 	leakFailOvers = 5
-	leakWithin    = 30 * time.Second // until everything is given back
+	leakWithin    = 2 * time.Minute // until everything is given back
 	// What a node may hold more than at first: files of its store that are kept
 	// open, connections that are just being closed.
 	leakGoroutines = 25

@@ -29,7 +29,7 @@ func TestOutageFillsTheLogAndLosesNothing(t *testing.T) {
 		o.Database, o.FlushInterval, o.LogMaxMiB, o.Shards = url, 200*time.Millisecond, budget, 6
 	})
 	cl := clientOf(t, c.Nodes()[0])
-	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
 	defer cancel()
 	rnd := rand.New(rand.NewPCG(1, 2))
 	acked, seq := 0, 0

@@ -2,7 +2,9 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -42,9 +44,9 @@ func fill(t *testing.T, c *devcluster.Cluster, victim *devcluster.Node) (sent bu
 	r := rand.New(rand.NewPCG(1, 2))
 	sent.sensors = 40
 	at := time.Now().UTC().Truncate(time.Second)
-	for end := time.Now().Add(time.Minute); metric(t, victim, "sluice_wal_segments") < 3; {
+	for end := time.Now().Add(eventuallyMax); metric(t, victim, "sluice_wal_segments") < 3; {
 		if time.Now().After(end) {
-			t.Fatal("the log has no sealed segment within a minute")
+			t.Fatalf("the log has no sealed segment within %v", eventuallyMax)
 		}
 		var b strings.Builder
 		const messages = 20 * bulkDevices
@@ -131,16 +133,15 @@ func TestSnapshotThatRotsWhileTheNodeRunsIsReplaced(t *testing.T) {
 		snapshot = latestSnapshot(t, victim)
 		return snapshot != ""
 	})
-	stop() // nothing more is written, so that nothing else replaces it
-	eventually(t, "no other snapshot is taken", func() bool {
-		before := latestSnapshot(t, victim)
-		time.Sleep(3 * time.Second)
+	stop() // nothing more is written, so that hardly anything else replaces it
+	awaitFlushed(t, c)
+	eventually(t, "a rotten one is found", func() bool {
 		snapshot = latestSnapshot(t, victim)
-		return before == snapshot
+		return flipped(t, filepath.Join(snapshot, "state.bin"), 100) && found(t, snapshot, func() bool {
+			return hasSaid(t, victim, "snapshot is damaged: another one is taken", filepath.Base(snapshot))
+		})
 	})
-	flip(t, filepath.Join(snapshot, "state.bin"), 100)
 	eventually(t, "it is replaced", func() bool { return strings.Contains(logOf(t, victim), "damaged snapshot replaced") })
-	wants(t, "log of the damaged node", logOf(t, victim), "snapshot is damaged: another one is taken", filepath.Base(snapshot))
 	abstained(t, victim, 0)
 	if got := metric(t, victim, "sluice_shard_damaged_total"); got < 1 {
 		t.Errorf("sluice_shard_damaged_total is %v", got)
@@ -170,13 +171,12 @@ func TestSegmentThatRotsWhileTheNodeRunsIsFetched(t *testing.T) {
 	victim, other := c.Nodes()[1], c.Nodes()[0]
 	eventually(t, "the store has files", func() bool { return len(segmentsOf(t, victim)) > 0 })
 	stop()
-	eventually(t, "the store stands still", func() bool { // flushes and merges are over
-		before := segmentsOf(t, victim)
-		time.Sleep(6 * time.Second)
-		return slices.Equal(before, segmentsOf(t, victim))
+	awaitFlushed(t, c)
+	var segment string
+	eventually(t, "a rotten one is kept under another name", func() bool {
+		segment = segmentsOf(t, victim)[0]
+		return flipped(t, segment, 100) && found(t, segment, func() bool { _, err := os.Stat(segment + ".damaged"); return err == nil })
 	})
-	segment := segmentsOf(t, victim)[0]
-	flip(t, segment, 100)
 	eventually(t, "it is set aside", func() bool { return strings.Contains(logOf(t, victim), "segment set aside") })
 	eventually(t, "a good one is fetched", func() bool { return strings.Contains(logOf(t, victim), "segments fetched") })
 	if got := metric(t, victim, "sluice_parquet_damaged_total"); got < 1 {
@@ -185,9 +185,6 @@ func TestSegmentThatRotsWhileTheNodeRunsIsFetched(t *testing.T) {
 	reported(t, "segment", "of shard", victim, other)
 	noAlarms(t, victim)
 	abstained(t, victim, 0)
-	if _, err := os.Stat(segment + ".damaged"); err != nil {
-		t.Errorf("the damaged file was not kept: %v", err)
-	}
 	judge(t, c, fleet)
 	ledgerAddsUp(t, c, fleet)
 }
@@ -451,10 +448,40 @@ func segmentsOf(t *testing.T, n *devcluster.Node) []string {
 	return files
 }
 
+// hasSaid reports whether a line of a node's log has all the words.
+func hasSaid(t *testing.T, n *devcluster.Node, words ...string) bool {
+	t.Helper()
+	for line := range strings.Lines(logOf(t, n)) {
+		if !slices.ContainsFunc(words, func(w string) bool { return !strings.Contains(line, w) }) {
+			return true
+		}
+	}
+	return false
+}
+
+// found waits until damage has been found, or the file has gone for another reason.
+func found(t *testing.T, path string, ok func() bool) bool {
+	t.Helper()
+	gone := func() bool { _, err := os.Stat(path); return err != nil }
+	eventually(t, path+" is found, or goes", func() bool { return ok() || gone() })
+	return ok()
+}
+
 // flip changes a few bytes of a file.
 func flip(t *testing.T, path string, at int64) {
 	t.Helper()
+	if !flipped(t, path, at) {
+		t.Fatalf("%s is not there", path)
+	}
+}
+
+// flipped is false for a file that has just been removed.
+func flipped(t *testing.T, path string, at int64) bool {
+	t.Helper()
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -469,4 +496,5 @@ func flip(t *testing.T, path string, at int64) {
 	if _, err := f.WriteAt(b, at); err != nil {
 		t.Fatal(err)
 	}
+	return true
 }

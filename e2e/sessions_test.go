@@ -17,7 +17,7 @@ import (
 // The clients of one conversation are on different nodes, and nodes die.
 
 // patience is generous: the machine may be busy, and elections are part of it.
-const patience = 60 * time.Second
+const patience = 3 * time.Minute
 
 // mqttClient records what it receives.
 type mqttClient struct {

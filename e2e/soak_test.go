@@ -24,9 +24,10 @@ import (
 const (
 	soakSeed     = 700 // draws every kind of fault within 25 s
 	soakDuration = 25 * time.Second
-	soakPatience = 3 * time.Second  // a client goes elsewhere after so long without an ack
-	leadersMax   = 15 * time.Second // until every shard has a leader once all nodes are up
+	soakPatience = 3 * time.Second // a client goes elsewhere after so long without an ack
+	leadersMax   = 2 * time.Minute // until every shard has a leader once all nodes are up, on a busy machine
 	quorumGone   = 500 * time.Millisecond
+	quorumTries  = 20
 )
 
 func TestSoakLosesNothingAndStoresNothingTwice(t *testing.T) {
@@ -45,11 +46,7 @@ func TestSoakLosesNothingAndStoresNothingTwice(t *testing.T) {
 		time.Sleep(s.upTo(2 * time.Second))
 	}
 	s.ready()
-	before := acked(fleet)
-	time.Sleep(time.Second)
-	if acked(fleet) == before && !t.Failed() {
-		t.Error("no publish was acknowledged after the last fault was healed")
-	}
+	goesOn(t, fleet)
 	stop()
 	if t.Failed() {
 		return
@@ -222,8 +219,11 @@ func (s *soak) start(nodes ...*devcluster.Node) {
 // silent watches a cluster without a quorum: nothing may be acknowledged.
 func (s *soak) silent(away time.Duration) {
 	s.t.Helper()
-	time.Sleep(quorumGone) // acks under way arrive
-	before := acked(s.fleet)
+	before := -1
+	for tries := quorumTries; before != acked(s.fleet) && tries > 0; tries-- { // acks under way arrive
+		before = acked(s.fleet)
+		time.Sleep(quorumGone)
+	}
 	time.Sleep(away)
 	if after := acked(s.fleet); after != before {
 		s.t.Errorf("%d publishes were acknowledged without a quorum", after-before)
@@ -248,13 +248,13 @@ func (s *soak) ready() {
 func settled(t *testing.T, c *devcluster.Cluster) {
 	t.Helper()
 	cl := clientOf(t, c.Nodes()[0])
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(eventuallyMax); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		l, err := cl.Ledger(t.Context())
 		if err == nil && l.Totals.Pending == 0 {
 			return
 		}
 	}
-	t.Error("messages are still not flushed after a minute")
+	t.Errorf("messages are still not flushed after %v", eventuallyMax)
 }
 
 func judgeVia(t *testing.T, n *devcluster.Node, fleet []*bench.Survivor) {

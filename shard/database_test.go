@@ -180,17 +180,24 @@ func TestWhatTheLogNoLongerHasIsSaidAndAccepted(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := p.acked
-	for range 5 { // each moves the floor behind what was flushed before it
+	sh, _ := c.nodes[0].host.Shard(0)
+	state := func() (durable, kept uint64) {
+		sh.fsm.mu.Lock()
+		defer sh.fsm.mu.Unlock()
+		return sh.fsm.pending.durable, sh.fsm.pending.kept
+	}
+	saved, _ := state()
+	eventually(t, "some of what the copy lacks is no longer kept", func() bool {
 		p.publish(2)
 		c.flushed(0)
-		time.Sleep(2 * leaderTick)
-	}
+		_, kept := state()
+		return kept > saved
+	})
 	lost := p.acked - before
 	if err := s.FailOver(); err != nil {
 		t.Fatal(err)
 	}
 	p.publish(1)
-	sh, _ := c.nodes[0].host.Shard(0)
 	eventually(t, "the loss is said", func() bool { return strings.Contains(sh.Status(false).Lost, "accept-loss 0") })
 	if n := scan[int64](t, url, "select count(*) from telemetry where device_id = $1", p.device)[0]; n != int64(3*before) {
 		t.Errorf("%d rows before the loss is accepted, want the %d of the copy", n, 3*before)

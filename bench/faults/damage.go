@@ -42,7 +42,7 @@ func zeroPage(b []byte, at int) []byte {
 }
 
 // damageWithin is how long a node with a damaged log may take to say so.
-const damageWithin = 30 * time.Second
+const damageWithin = 2 * time.Minute
 
 func damage(h harm) func(context.Context, *Run) error {
 	return func(ctx context.Context, r *Run) error {
@@ -104,7 +104,7 @@ func (r *Run) said(node, from int) (string, error) {
 }
 
 // rebuiltMax bounds the repair of a node on a busy machine.
-const rebuiltMax = 2 * time.Minute
+const rebuiltMax = 4 * time.Minute
 
 // rebuilt waits until every shard has three voters again.
 func (r *Run) rebuilt(ctx context.Context) error {
@@ -258,12 +258,14 @@ func ledWhileDamaged(text, shard string) error {
 	return fmt.Errorf("nothing says that the damaged replica of %s was set aside", id)
 }
 
-// snapshotsWithin is how long the load may take to make a shard worth a snapshot.
-const snapshotsWithin = time.Minute
+// snapshotsWithin is how long the load may take to make a shard worth two snapshots.
+const snapshotsWithin = 4 * time.Minute
 
 // snapshots waits until a node has a snapshot of a shard that its log does not
-// reach behind, and names the shard's directory.
+// reach behind, and names the shard's directory: raft cuts the log behind a snapshot
+// before it begins the next one.
 func (r *Run) snapshots(ctx context.Context, n *devcluster.Node) (string, error) {
+	first := map[string]int{} // index of the first one that was seen, by the shard's directory
 	for end := time.Now().Add(snapshotsWithin); time.Now().Before(end) && ctx.Err() == nil; sleep(ctx, 200*time.Millisecond) {
 		found, err := filepath.Glob(filepath.Join(n.Data, "shards", "*", "snapshots", "*", "meta.sum"))
 		if err != nil {
@@ -271,15 +273,23 @@ func (r *Run) snapshots(ctx context.Context, n *devcluster.Node) (string, error)
 		}
 		for _, path := range found {
 			snap := filepath.Dir(path)
-			if f := strings.Split(filepath.Base(snap), "-"); len(f) == 3 {
-				if index, err := strconv.Atoi(f[1]); err == nil && index > snapshotIndexMin {
-					sleep(ctx, 2*flushInterval) // the log in front of it goes
-					return filepath.Dir(filepath.Dir(snap)), nil
-				}
+			dir, f := filepath.Dir(filepath.Dir(snap)), strings.Split(filepath.Base(snap), "-")
+			if len(f) != 3 {
+				continue
+			}
+			index, err := strconv.Atoi(f[1])
+			if err != nil || index <= snapshotIndexMin {
+				continue
+			}
+			if first[dir] == 0 {
+				first[dir] = index
+			}
+			if index > first[dir] {
+				return dir, nil
 			}
 		}
 	}
-	return "", fmt.Errorf("%s has no snapshot after %v", n.ID, snapshotsWithin)
+	return "", fmt.Errorf("%s has no two snapshots of one shard after %v", n.ID, snapshotsWithin)
 }
 
 // snapshotIndexMin is more entries than stay behind a snapshot.

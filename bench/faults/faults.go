@@ -168,7 +168,7 @@ func failedSync(ctx context.Context, r *Run) error {
 	r.strikes()
 	r.Disks[victim].Inject(disk.Fault{Op: disk.OpSync, Suffix: ".wal", Errno: syscall.EIO, Count: 1})
 	began := time.Now()
-	if err := r.ended(ctx, victim, 15*time.Second); err != nil {
+	if err := r.ended(ctx, victim, time.Minute); err != nil {
 		return err
 	}
 	r.note = fmt.Sprintf("the process ended after %v", time.Since(began).Round(10*time.Millisecond))
@@ -263,16 +263,18 @@ func scatterAll(ctx context.Context, r *Run) error {
 	return nil
 }
 
-// cutsWanted is how many COPYs are cut.
-const cutsWanted = 12
+const (
+	cutsWanted = 12              // COPYs that are cut
+	cutsMax    = 3 * time.Minute // until they are
+)
 
 func cutDatabase(ctx context.Context, r *Run) error {
 	r.strikes()
 	r.db.proxy.arm(cutsWanted)
 	defer func() { r.note = fmt.Sprintf("%d connections cut", r.db.proxy.cut()) }()
-	for end := time.Now().Add(time.Minute); r.db.proxy.cut() < cutsWanted; sleep(ctx, 50*time.Millisecond) {
+	for end := time.Now().Add(cutsMax); r.db.proxy.cut() < cutsWanted; sleep(ctx, 50*time.Millisecond) {
 		if time.Now().After(end) {
-			return fmt.Errorf("only %d of %d connections were cut in the middle of COPY within a minute", r.db.proxy.cut(), cutsWanted)
+			return fmt.Errorf("only %d of %d connections were cut in the middle of COPY within %v", r.db.proxy.cut(), cutsWanted, cutsMax)
 		}
 	}
 	return nil
