@@ -55,10 +55,10 @@ func (t *crest) nats(u float64) float64 {
 }
 
 // learn takes the surprise of one message of so many sensors.
-func (t *crest) learn(u, sensors float64) {
+func (t *crest) learn(u float64, sensors int) {
 	if t.count == 0 {
 		t.mean, t.sq, t.rate = 1, 2, crestRate
-		t.q = ln(sensors) + crestBegin
+		t.q = lnCount(sensors) + crestBegin
 	}
 	n, mean, q := float64(t.count), float64(t.mean), t.q
 	above := u > q

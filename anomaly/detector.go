@@ -75,17 +75,27 @@ func (d *Detector) Params() Params { return d.p }
 // It depends on s, t and x alone. A reading older than the newest one is scored
 // by level and season and leaves s as it is. NaN and infinities give the zero
 // Verdict and leave s as it is; magnitudes above 1e36 count as 1e36.
-func (d *Detector) Step(s *State, t int64, x float64) Verdict {
+func (d *Detector) Step(s *State, t int64, x float64) (out Verdict) {
+	d.step(s, t, x, &out)
+	return out
+}
+
+// step is Step that writes where the verdict is kept: copies of it would be a
+// tenth of the work.
+func (d *Detector) step(s *State, t int64, x float64, out *Verdict) {
+	*out = Verdict{Warmup: int(s.n) < d.p.Warmup}
 	if x-x != 0 {
-		return Verdict{Warmup: int(s.n) < d.p.Warmup}
+		return
 	}
 	x = clip(x, valueMax)
 	if s.n == 0 {
 		s.begin(t, x)
-		return Verdict{Warmup: true, Expected: x, Low: x, High: x}
+		out.Expected, out.Low, out.High = x, x, x
+		return
 	}
 	if t < s.last {
-		return d.late(s, t, x)
+		d.late(s, t, x, out)
+		return
 	}
 	regular := s.tick(t)
 
@@ -106,23 +116,22 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 
 	var v [features]float64
 	s.measure(&f, x, e, dev, short, long, spread, s.run, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
-	out := Verdict{Expected: f.expected, Warmup: int(s.n) < d.p.Warmup, dev: float32(cut)}
+	innovation := s.innovation()
+	u, top := s.surprise(&v, ended)
+	out.Expected, out.dev = f.expected, float32(cut)
 	if u > 0 {
 		out.Cause = causeOf(top, &f, reset)
 	}
 	if int(s.n)+settle >= d.p.Warmup {
-		d.judge(s, &out, u)
+		d.judge(s, out, u)
 	}
-	s.band(&out, f.scale)
+	s.band(out, f.scale, innovation)
 
 	s.learnGrain(math.Abs(x - s.prev))
 	if s.n < countCap {
 		s.n++
 	}
 	if s.n > learnTailsAfter {
-		s.learnRun(ended)
-		s.learnFeatures(&v)
 		s.coarsen(&f, &v)
 	}
 	s.short, s.long, s.spread = float32(short), float32(long), float32(spread)
@@ -130,10 +139,9 @@ func (d *Detector) Step(s *State, t int64, x float64) Verdict {
 		s.level += x - s.prev // a new start is no news about the counter's speed
 		s.prev = x
 		s.hi, s.lo = larger(s.hi, x), smaller(s.lo, x)
-		return out
+		return
 	}
 	s.learn(&f, x, dd, h, regular)
-	return out
 }
 
 // judge turns the combined surprise into score, severity and alert, and teaches
@@ -189,32 +197,44 @@ func (d *Detector) aim(s *State) {
 }
 
 // late scores a reading that is older than the newest one.
-func (d *Detector) late(s *State, t int64, x float64) Verdict {
+func (d *Detector) late(s *State, t int64, x float64, out *Verdict) {
 	var f forecast
 	dd, h, within := clock(t)
 	s.predict(&f, dd, h, within, false)
-	out := Verdict{Expected: f.base, Warmup: int(s.n) < d.p.Warmup}
+	out.Expected = f.base
 	f.scale = larger(f.scale, f.wide) // the innovation is unknown: judge by the deviation
 	var v [features]float64
 	s.measure(&f, x, math.Abs(x-f.base)/f.scale, (x-f.base)/f.wide, 0, 0, 1, 0, &v)
-	u, top := surprise(v[:], s.q[:], s.ex[:], weights[:], tells[:], s.excused[:])
-	if u > 0 {
-		out.Cause = causeOf(top, &f, false)
+	var m mixture
+	for j := range v {
+		if over := v[j] - float64(s.q[j]); over > 0 {
+			m.add(j, over/float64(s.ex[j]), weights[j], tells[j], s.excused[j])
+		}
+	}
+	if u := m.surprise(); u > 0 {
+		out.Cause = causeOf(m.top, &f, false)
 		if !out.Warmup && s.target > 0 {
 			out.Score = grade(1 - exp(-mul(math.Ln2, s.tail.nats(u, tailDoubt))/float64(s.target)))
 		}
 	}
-	s.band(&out, f.scale)
-	return out
+	s.band(out, f.scale, s.innovation())
+}
+
+// onset is where an innovation begins to be surprising, in scales, and what it
+// then counts by.
+type onset struct{ q, ex float64 }
+
+func (s *State) innovation() onset {
+	return onset{float64(s.q[featureSpike]), float64(larger32(s.ex[featureSpike], excessMin[featureSpike]))}
 }
 
 // band sets Low and High to where the innovation alone reaches the bar.
-func (s *State) band(out *Verdict, scale float64) {
+func (s *State) band(out *Verdict, scale float64, innovation onset) {
 	bar := float64(s.bar)
 	if bar == 0 {
 		bar = softCap
 	}
-	w := mul(scale, float64(s.q[featureSpike])+mul(float64(larger32(s.ex[featureSpike], excessMin[featureSpike])), bar))
+	w := mul(scale, innovation.q+mul(innovation.ex, bar))
 	out.Low, out.High = out.Expected-w, out.Expected+w
 }
 
@@ -255,16 +275,18 @@ func (s *State) tick(t int64) bool {
 // counter follows whether the series only rises and reports a reset: it fell by
 // nine tenths or more, to zero or above.
 func (s *State) counter(x float64) bool {
-	switch {
-	case x > s.prev:
-		s.rising = min(s.rising+1, 1000)
-	case x < s.prev:
-		was := s.rising
-		s.rising = 0
-		if was >= 64 && x >= 0 && x <= mul(0.1, s.prev) {
-			s.rising = was
-			return true
-		}
+	was := s.rising
+	now := was // noise takes either way at random: no branch for what is not rare
+	if x > s.prev {
+		now = was + 1
+	}
+	if x < s.prev {
+		now = 0
+	}
+	s.rising = min(now, 1000)
+	if now < was && was >= 64 && x >= 0 && x <= mul(0.1, s.prev) {
+		s.rising = was
+		return true
 	}
 	return false
 }

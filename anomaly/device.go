@@ -65,7 +65,8 @@ func (v *DeviceVerdict) Probability() float64 { return exp(-v.nats) }
 // message to message, for one goroutine at a time.
 type Row struct {
 	sensors []rowSensor
-	limit   int // of the first sensor out of its physical range, counted from 1; 0 for none
+	limit   int     // of the first sensor out of its physical range, counted from 1; 0 for none
+	apart   Verdict // of the newest reading that is no part of the message
 }
 
 type rowSensor struct {
@@ -78,10 +79,12 @@ type rowSensor struct {
 // Reset empties the row for the next message.
 func (r *Row) Reset() { r.sensors, r.limit = r.sensors[:0], 0 }
 
-// Add scores a reading as Step does and makes it part of the message.
-func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
+// Add scores a reading as Step does and makes it part of the message. The verdict
+// is the row's: it is good until the next Add or Reset.
+func (d *Detector) Add(r *Row, s *State, t int64, x float64) *Verdict {
 	if x-x != 0 || s.n > 0 && t < s.last {
-		return d.Step(s, t, x)
+		d.step(s, t, x, &r.apart)
+		return &r.apart
 	}
 	n := len(r.sensors)
 	if n < cap(r.sensors) {
@@ -91,8 +94,8 @@ func (d *Detector) Add(r *Row, s *State, t int64, x float64) Verdict {
 	}
 	y := &r.sensors[n]
 	y.state, y.part, y.rest = s, 0, 0
-	y.v = d.Step(s, t, x)
-	return y.v
+	d.step(s, t, x, &y.v)
+	return &y.v
 }
 
 // Exceed says that the i-th sensor is outside of its physical range, low to high:
@@ -190,10 +193,10 @@ func (d *Detector) judgeWhole(s *DeviceState, r *Row, out *DeviceVerdict, jointN
 			most, sensor = n, x.v.Cause
 		}
 	}
-	sensors := float64(max(int(r.sensors[0].state.sensors), len(r.sensors)))
+	sensors := max(int(r.sensors[0].state.sensors), len(r.sensors))
 	own := 0.0
 	if most > 0 {
-		own = larger(most-ln(sensors), 0) // as if all sensors went their own ways
+		own = larger(most-lnCount(sensors), 0) // as if all sensors went their own ways
 	}
 	nats := own
 	if s.whole.count >= crestReady {
@@ -267,8 +270,7 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 	if s.n <= loadAfter {
 		return 0
 	}
-	u, top := surprise(v[:], s.q[:], s.ex[:], jointWeights[:], jointWeights[:], s.excused[:])
-	learnTails(v[:], s.q[:], s.ex[:], jointExcessMin[:], s.n-loadAfter+learnTailsAfter)
+	u, top := s.surprise(&v)
 	nats := 0.0
 	if u > 0 {
 		nats = s.tail.nats(u, 0)
@@ -284,10 +286,20 @@ func (d *Detector) together(s *DeviceState, r *Row, t int64, out *DeviceVerdict)
 	return nats
 }
 
-var (
-	jointWeights   = [jointFeats]float64{1, 1, 1}
-	jointExcessMin = [jointFeats]float32{0.3, 0.03, 0.03}
-)
+var jointExcessMin = [jointFeats]float32{0.3, 0.03, 0.03}
+
+// surprise combines the features of a message, and teaches them to their tails.
+func (s *DeviceState) surprise(v *[jointFeats]float64) (u float64, top int) {
+	l := usual.of(young(s.n - loadAfter + learnTailsAfter))
+	var m mixture
+	for j := range v {
+		if over := v[j] - float64(s.q[j]); over > 0 {
+			m.add(j, over/float64(s.ex[j]), 1, 1, s.excused[j])
+		}
+		l.learn(v[j], 1, &s.q[j], &s.ex[j], jointExcessMin[j])
+	}
+	return m.surprise(), m.top
+}
 
 func (s *DeviceState) begin() {
 	for j := range s.q {
@@ -332,7 +344,7 @@ func (s *DeviceState) decouple(r *Row) float64 {
 		if s.n > loadAfter && usual > 0 {
 			// a sensor that the common motion explains well says most by leaving it
 			tied := larger(1-usual, 0)
-			worst = larger(worst, mul(x.rest, tied))
+			worst = max(worst, mul(x.rest, tied)) // which is the largest is random: no branch
 		}
 		a := loadMemory
 		if s.n < loadAfter {

@@ -57,32 +57,57 @@ func (s *State) measure(f *forecast, x, e, dev, short, long, spread float64, run
 	v[featureDrift] = math.Abs(long)
 }
 
-// surprise combines features: each above its own quantile counts in mean
+// mixture combines features: each above its own quantile counts in mean
 // excesses (an exponential tail, in nats), the largest fully and the others by
-// two thirds, so that agreement counts but cannot replace strength. It returns the sum
-// and the feature that names the cause, by its strength and by how much it tells.
-func surprise(v []float64, q, ex []float32, weight, tells []float64, excused []uint8) (u float64, top int) {
-	sum, best, plain := 0.0, 0.0, 0.0
+// two thirds, so that agreement counts but cannot replace strength. top is the
+// feature that names the cause, by its strength and by how much it tells.
+type mixture struct {
+	sum, best, plain float64
+	top              int
+}
+
+// add takes the feature j, which is c > 0 mean excesses above its quantile.
+func (m *mixture) add(j int, c, weight, tells float64, excused uint8) {
+	if c > softCap {
+		c = softCap + mul(softCap, ln(c/softCap))
+	}
+	if excused > 0 {
+		c *= 2 / (2 + float64(excused))
+	}
+	if cc := mul(c, tells); cc > m.plain {
+		m.plain, m.top = cc, j
+	}
+	c = mul(c, weight)
+	m.sum += c
+	m.best = larger(m.best, c)
+}
+
+func (m *mixture) surprise() float64 { return mul(1-agreement, m.best) + mul(agreement, m.sum) }
+
+// surprise combines the features of a reading, and teaches them to their tails;
+// ended is the length of the run of equal values before it. Most features of most
+// readings lie below their quantile: that way is kept short.
+func (s *State) surprise(v *[features]float64, ended uint32) (u float64, top int) {
+	n := min(s.n+1, countCap)
+	pace, fall := 30/float64(n), tailRate // pace: see young
+	if n <= learnTailsAfter {
+		fall = 0
+	}
+	ran := s.run > 0 || ended > 0
+	var m mixture
 	for j := range v {
-		over := v[j] - float64(q[j])
-		if over <= 0 {
+		q, ex := float64(s.q[j]), float64(s.ex[j])
+		over := v[j] - q
+		if over > 0 {
+			m.add(j, over/ex, weights[j], tells[j], s.excused[j])
+		}
+		if over > 0 || ran && j == featureRun {
+			s.learnFeature(j, v[j], ended, n)
 			continue
 		}
-		c := over / float64(ex[j])
-		if c > softCap {
-			c = softCap + mul(softCap, ln(c/softCap))
-		}
-		if k := excused[j]; k > 0 {
-			c *= 2 / (2 + float64(k))
-		}
-		if cc := mul(c, tells[j]); cc > plain {
-			plain, top = cc, j
-		}
-		c = mul(c, weight[j])
-		sum += c
-		best = larger(best, c)
+		s.q[j] = lowered(q, ex, larger(learnings[j].q, pace), fall)
 	}
-	return mul(1-agreement, best) + mul(agreement, sum), top
+	return m.surprise(), m.top
 }
 
 const (
@@ -149,36 +174,29 @@ var usual = learning{0.03, 0.02}
 // runShare: see learnRun; a run of a quarter of the history teaches as any reading.
 const runShare = 4
 
+// learnFeature teaches one feature as the n-th reading has it.
+func (s *State) learnFeature(j int, v float64, ended, n uint32) {
+	switch {
+	case n <= learnTailsAfter:
+	case j == featureRun:
+		s.learnRun(ended, n)
+	default:
+		learnings[j].of(young(n)).learn(v, 1, &s.q[j], &s.ex[j], excessMin[j])
+	}
+}
+
 // learnRun teaches the length of the run of equal values that has just ended, as
 // one observation, however long it was. A run that still goes on teaches by its
 // share of the history only: a sensor that is stuck for a day in a month must
 // not make that its habit, one that has said nothing else since its beginning
 // must.
-func (s *State) learnRun(ended uint32) {
+func (s *State) learnRun(ended, n uint32) {
 	gain, run := 1.0, ended
 	if s.run > 0 {
 		run = s.run
-		gain = smaller(mul(runShare, float64(run))/float64(s.n), 1)
+		gain = smaller(mul(runShare, float64(run))/float64(n), 1)
 	}
-	usual.of(young(s.n)).learn(float64(run), gain, &s.q[featureRun], &s.ex[featureRun], excessMin[featureRun])
-}
-
-// learnFeatures teaches the other features.
-func (s *State) learnFeatures(v *[features]float64) {
-	l := young(s.n)
-	for j := range v {
-		if j != featureRun {
-			learnings[j].of(l).learn(v[j], 1, &s.q[j], &s.ex[j], excessMin[j])
-		}
-	}
-}
-
-// learnTails teaches the features of a device; n is the number of messages so far.
-func learnTails(v []float64, q, ex, least []float32, n uint32) {
-	l := usual.of(young(n))
-	for j := range v {
-		l.learn(v[j], 1, &q[j], &ex[j], least[j])
-	}
+	usual.of(young(n)).learn(float64(run), gain, &s.q[featureRun], &s.ex[featureRun], excessMin[featureRun])
 }
 
 // young is what a tail moves by after n readings, at least.
@@ -193,13 +211,20 @@ func (l learning) of(y learning) learning { return learning{larger(l.q, y.q), la
 // mean excess by the winsorised excess; gain is what the reading counts for.
 func (l learning) learn(v, gain float64, q, ex *float32, least float32) {
 	qj, exj := float64(*q), float64(*ex)
-	step := mul(mul(l.q, gain), exj+mul(0.2, qj))
 	over := v - qj
-	if over > 0 {
-		*q = float32(qj + mul(step, 1-tailRate))
-		exj = toward(exj, smaller(over, 6*exj), mul(l.ex, gain))
-		*ex = larger32(float32(exj), least)
-	} else {
-		*q = float32(larger(qj-mul(step, tailRate), 0))
+	if over <= 0 {
+		*q = lowered(qj, exj, mul(l.q, gain), tailRate)
+		return
 	}
+	*q = float32(qj + mul(pull(qj, exj, mul(l.q, gain)), 1-tailRate))
+	exj = toward(exj, smaller(over, 6*exj), mul(l.ex, gain))
+	*ex = larger32(float32(exj), least)
+}
+
+// pull is the step that a reading of so much weight moves a quantile by.
+func pull(q, ex, gain float64) float64 { return mul(gain, ex+mul(0.2, q)) }
+
+// lowered is a quantile behind a reading that does not reach it.
+func lowered(q, ex, gain, fall float64) float32 {
+	return float32(larger(q-mul(pull(q, ex, gain), fall), 0))
 }

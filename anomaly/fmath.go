@@ -75,6 +75,21 @@ func ln(x float64) float64 {
 	return mul(float64(k), ln2Hi) + (r + mul(float64(k), ln2Lo))
 }
 
+// lnCount is ln of a whole number, the small ones by table.
+func lnCount(n int) float64 {
+	if n < len(lnSmall) {
+		return lnSmall[n]
+	}
+	return ln(float64(n))
+}
+
+var lnSmall = func() (t [65]float64) {
+	for n := range t {
+		t[n] = ln(float64(n))
+	}
+	return t
+}()
+
 // exp is e^x, |relative error| < 1e-14 for x in [-700, 700]; below it gives 0,
 // above e^700. x = k ln 2 + r with |r| <= ln(2)/2, e^r by its Taylor series.
 func exp(x float64) float64 {

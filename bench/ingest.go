@@ -51,7 +51,7 @@ type ingestLoad struct {
 var ingestLoads = []ingestLoad{
 	{name: "latency at 2,000/s", connections: 50, window: 64, rate: 2000},
 	{name: "50 x 16", connections: 50, window: 16, profile: true},
-	{name: "4,000 in flight", connections: 50, window: 80},
+	{name: "4,000 in flight", connections: 50, window: 80, profile: true},
 	{name: "gateways, arrays of 50", connections: 24, window: 16, readings: 50},
 }
 

@@ -168,7 +168,7 @@ func (f *detection) step(d *anomaly.Detector, r *detectRow, states []anomaly.Sta
 			continue
 		}
 		f.readings++
-		r.verdicts[k] = d.Add(row, &states[k], r.time, x)
+		r.verdicts[k] = *d.Add(row, &states[k], r.time, x)
 		members = append(members, k)
 		f.exceed(row, k, x)
 	}
