@@ -19,11 +19,11 @@ import (
 )
 
 const (
-	flushedMax  = 90 * time.Second // until the backlog of a fault is in the store
-	readMax     = 2 * time.Minute  // of everything through one node
-	digestsMax  = time.Minute      // until all replicas are at one index
-	brokenMax   = 5 * time.Second  // for any of these once the cluster has not come back
-	resourceMax = 45 * time.Second // until a node has given back what the fault took
+	flushedMax  = 4 * time.Minute // until the backlog of a fault is in the store
+	readMax     = 5 * time.Minute // of everything through one node
+	digestsMax  = 3 * time.Minute // until all replicas are at one index
+	brokenMax   = 5 * time.Second // for any of these once the cluster has not come back
+	resourceMax = 2 * time.Minute // until a node has given back what the fault took
 )
 
 // patience is how long a check may wait for a cluster that is as it should be.
