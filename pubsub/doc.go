@@ -5,9 +5,10 @@
 // # What it owns
 //
 // A Hub owns the index of who subscribed to what (routes), what its own node
-// announces (board), a queue of messages per peer, a lane of operations per shard,
-// and the goroutines of these: per peer one that pulls its news and one that sends
-// to it, per shard with something under way one that waits for it, and one beat.
+// announces (board), a queue of messages per peer, a lane of three streams of
+// operations per shard, and the goroutines of these: per peer one that pulls its news
+// and one that sends to it, per stream with something under way one that waits for
+// it, and one beat.
 // It owns neither sockets nor the log: those are Net and Shards.
 //
 // # Invariants
@@ -19,7 +20,7 @@
 //   - A message goes to each matching node once, to each shard once (its lane
 //     repeats nothing that was applied), and of a shared group to one owner.
 //   - What one connection publishes stays in order on its way to a node and to a
-//     shard.
+//     shard, within its class: no batch of bulk is in the way of an urgent message.
 //   - Every queue is bounded in bytes; what does not fit is counted.
 //
 // # What it does not do

@@ -2,24 +2,35 @@ package pubsub
 
 import (
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/sluice-iot/sluice/internal/precedence"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
-// lane is this node's operations for one shard: one batch is under way, the others
-// gather behind it and make the next. A batch is sent until its answer is known, with
-// the same number, so that the shard applies it once. What is done with sessions, and
-// urgent messages, passes bulk messages; within either class the order is kept.
+// lane is this node's operations for one shard, in one stream of batches for what is
+// done with sessions, one for urgent messages and one for all other messages: none of
+// them waits for a batch of another.
 type lane struct {
 	hub   *Hub
 	shard telemetry.ShardID
 
-	mu    sync.Mutex
-	queue precedence.Queue[operation]
+	mu      sync.Mutex
+	size    int // bytes that wait, in all streams
+	streams [streamKinds]stream
+}
+
+// stream sends one batch after the other: what comes while one is under way makes the
+// next, so the order is kept. A batch is sent until its answer is known, with the same
+// number, so that the shard applies it once.
+type stream struct {
+	lane   *lane
+	origin string // under which the shard counts the batches
+
+	// of lane.mu
+	queue []operation
 	busy  bool
 	seq   uint64
 }
@@ -28,6 +39,18 @@ type operation struct {
 	body []byte
 	done func(session.Answer, error) // may be nil; never blocks
 }
+
+// The streams of a lane. Nothing relies on an order between them: who does something
+// with a session or a message because of something else waits for its answer.
+const (
+	ofSessions = iota
+	ofUrgent
+	ofBulk
+	streamKinds
+)
+
+// streamNames make an origin of its own of each stream.
+var streamNames = [streamKinds]string{"", "+urgent", "+bulk"}
 
 // ErrBusy answers an operation when too many wait for a shard already.
 var ErrBusy = errors.New("too many operations wait for the shard")
@@ -43,27 +66,43 @@ const (
 // submit queues an operation of a session. done is called exactly once, in the order
 // of submission: with the shard's answer, or with ErrBusy or the hub's end.
 func (h *Hub) submit(id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
-	h.submitAs(true, id, body, done)
+	h.submitTo(ofSessions, id, body, done)
 }
 
-// submitAs queues an operation that brings a message, in the class of its topic.
-func (h *Hub) submitAs(urgent bool, id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
+// submitMessage queues an operation that brings a message, in the class of its topic;
+// done is called as by submit, in the order within that class.
+func (h *Hub) submitMessage(urgent bool, id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
+	kind := ofBulk
+	if urgent {
+		kind = ofUrgent
+	}
+	h.submitTo(kind, id, body, done)
+}
+
+func (h *Hub) submitTo(kind int, id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
 	l := h.lane(id)
 	if l == nil {
 		fail(done, errClosed)
 		return
 	}
+	bound := laneBytesMax
+	if kind == ofBulk {
+		bound -= bound / 4 // room for the others, however much of it waits
+	}
 	l.mu.Lock()
-	if !l.queue.Push(operation{body, done}, len(body), urgent, laneBytesMax) {
+	if l.size+len(body) > bound {
 		l.mu.Unlock()
 		fail(done, ErrBusy)
 		return
 	}
-	start := !l.busy
-	l.busy = true
+	s := &l.streams[kind]
+	s.queue = append(s.queue, operation{body, done})
+	l.size += len(body)
+	start := !s.busy
+	s.busy = true
 	l.mu.Unlock()
-	if start && !h.spawn(l.run) {
-		l.end()
+	if start && !h.spawn(s.run) {
+		s.end()
 	}
 }
 
@@ -84,6 +123,9 @@ func (h *Hub) lane(id telemetry.ShardID) *lane {
 	l := h.lanes[id]
 	if l == nil {
 		l = &lane{hub: h, shard: id}
+		for i := range l.streams {
+			l.streams[i] = stream{lane: l, origin: h.cfg.Self + streamNames[i]}
+		}
 		h.lanes[id] = l
 	}
 	return l
@@ -101,86 +143,95 @@ func (h *Hub) spawn(f func()) bool {
 }
 
 // run sends batches until nothing is left.
-func (l *lane) run() {
+func (s *stream) run() {
 	for {
-		l.mu.Lock()
-		batch := l.take()
+		s.lane.mu.Lock()
+		batch := s.take()
 		if len(batch) == 0 {
-			l.busy = false
-			l.mu.Unlock()
+			s.busy = false
+			s.lane.mu.Unlock()
 			return
 		}
-		l.seq++
-		seq := l.seq
-		l.mu.Unlock()
-		if !l.send(batch, seq) {
-			for _, op := range batch {
-				fail(op.done, errClosed)
-			}
-			l.end()
+		s.seq++
+		seq := s.seq
+		s.lane.mu.Unlock()
+		if !s.send(batch, seq) {
+			failAll(batch)
+			s.end()
 			return
 		}
 	}
 }
 
-// take takes as much as fits into a batch. mu is held.
-func (l *lane) take() (batch []operation) {
-	size := 0
-	for next, ok := l.queue.Next(); ok && len(batch) < batchMax && (len(batch) == 0 || size+next <= batchBytesMax); next, ok = l.queue.Next() {
-		size += next
-		batch = append(batch, l.queue.Pop())
+// take takes as much as fits into a batch. lane.mu is held.
+func (s *stream) take() []operation {
+	n, size := 0, 0
+	for n < len(s.queue) && n < batchMax && (n == 0 || size+len(s.queue[n].body) <= batchBytesMax) {
+		size += len(s.queue[n].body)
+		n++
 	}
+	batch := slices.Clone(s.queue[:n])
+	clear(s.queue[:n]) // the array lives on
+	if s.queue = s.queue[n:]; len(s.queue) == 0 {
+		s.queue = nil
+	}
+	s.lane.size -= size
 	return batch
 }
 
 // end refuses what waits: the hub stops.
-func (l *lane) end() {
-	l.mu.Lock()
-	var rest []operation
-	for l.queue.Len() > 0 {
-		rest = append(rest, l.queue.Pop())
+func (s *stream) end() {
+	s.lane.mu.Lock()
+	rest := s.queue
+	s.queue, s.busy = nil, false
+	for i := range rest {
+		s.lane.size -= len(rest[i].body)
 	}
-	l.busy = false
-	l.mu.Unlock()
-	for _, op := range rest {
+	s.lane.mu.Unlock()
+	failAll(rest)
+}
+
+func failAll(ops []operation) {
+	for _, op := range ops {
 		fail(op.done, errClosed)
 	}
 }
 
 // send takes one batch to the leader, whoever that is, until it is answered; false
 // when the hub stops first.
-func (l *lane) send(batch []operation, seq uint64) bool {
+func (s *stream) send(batch []operation, seq uint64) bool {
+	hub := s.lane.hub
 	bodies := make([][]byte, len(batch))
 	for i := range batch {
 		bodies[i] = batch[i].body
 	}
-	body := session.AppendBatch(nil, l.hub.cfg.Self, l.hub.cfg.Epoch, seq, bodies)
+	body := session.AppendBatch(nil, s.origin, hub.cfg.Epoch, seq, bodies)
 	type result struct {
 		answer []byte
 		err    error
 	}
 	for pause := laneRetryMin; ; pause = min(2*pause, laneRetryMax) {
 		results := make(chan result, 1)
-		l.hub.shards.Submit(l.shard, body, func(answer []byte, err error) { results <- result{answer, err} })
+		hub.shards.Submit(s.lane.shard, body, func(answer []byte, err error) { results <- result{answer, err} })
 		select {
 		case r := <-results:
 			if r.err == nil {
-				l.conclude(batch, r.answer)
+				conclude(batch, r.answer)
 				return true
 			}
-			l.hub.log.Debug("session operations not committed yet", "shard", l.shard, "err", r.err)
-		case <-l.hub.ctx.Done():
+			hub.log.Debug("session operations not committed yet", "shard", s.lane.shard, "err", r.err)
+		case <-hub.ctx.Done():
 			return false
 		}
 		select {
 		case <-time.After(pause):
-		case <-l.hub.ctx.Done():
+		case <-hub.ctx.Done():
 			return false
 		}
 	}
 }
 
-func (l *lane) conclude(batch []operation, body []byte) {
+func conclude(batch []operation, body []byte) {
 	answers, err := session.DecodeAnswers(body)
 	if err == nil && len(answers) != len(batch) {
 		err = errors.New("the shard does not know the batch any more")
@@ -202,7 +253,7 @@ func (h *Hub) idle() bool {
 	defer h.mu.Unlock()
 	for _, l := range h.lanes {
 		l.mu.Lock()
-		busy := l.busy
+		busy := slices.ContainsFunc(l.streams[:], func(s stream) bool { return s.busy })
 		l.mu.Unlock()
 		if busy {
 			return false

@@ -182,7 +182,7 @@ func (h *Hub) Forget(ref session.Ref, id uint16, done func()) {
 
 // Enqueue puts a message into a durable session's queue.
 func (h *Hub) Enqueue(ref session.Ref, m *session.Message, qos byte, retain bool, ids []uint32) {
-	h.submitAs(m.Urgent(), h.ShardOf(ref.Client), session.AppendEnqueue(nil, ref, m, qos, retain, ids), h.fencing(ref, nil))
+	h.submitMessage(m.Urgent(), h.ShardOf(ref.Client), session.AppendEnqueue(nil, ref, m, qos, retain, ids), h.fencing(ref, nil))
 }
 
 // Attach tells the shard, after it was out of reach, that the client is still here.
@@ -264,7 +264,7 @@ func (h *Hub) route(m *session.Message, key session.Key, done func(error)) {
 	home := telemetry.ShardOf(session.HomeOf(m.Topic), n)
 	groups := r.shards[home]
 	delete(r.shards, home)
-	h.submitAs(m.Urgent(), home, session.AppendMessage(nil, m, groups, key, true), func(a session.Answer, err error) {
+	h.submitMessage(m.Urgent(), home, session.AppendMessage(nil, m, groups, key, true), func(a session.Answer, err error) {
 		if err == nil {
 			err = a.Status.Err()
 		}
@@ -286,7 +286,7 @@ func (h *Hub) toShards(r *route, m *session.Message, key session.Key, done func(
 	}
 	g, urgent := &gathering{left: len(r.shards)}, m.Urgent()
 	for id, groups := range r.shards {
-		h.submitAs(urgent, id, session.AppendMessage(nil, m, groups, key, false), func(a session.Answer, err error) {
+		h.submitMessage(urgent, id, session.AppendMessage(nil, m, groups, key, false), func(a session.Answer, err error) {
 			if err == nil {
 				err = a.Status.Err()
 			}

@@ -1,13 +1,16 @@
 package pubsub
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/sluice-iot/sluice/internal/wire"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -110,28 +113,51 @@ func TestBulkForAPeerLeavesRoomForCommands(t *testing.T) {
 // gated is one shard without a log that takes its batches when the gate is open.
 type gated struct {
 	*solo
-	mu   sync.Mutex
-	gate chan struct{} // closed: open
-	each time.Duration // a batch takes so long
+	mu     sync.Mutex
+	gate   chan struct{}            // closed: open
+	passes func(origin string) bool // whose batches need no gate; nil: nobody's
+	sent   map[string]int           // by origin; unless it is nil, every second answer is lost after the batch was applied
+	each   time.Duration            // a batch takes so long
 }
 
 func (g *gated) Submit(id telemetry.ShardID, batch []byte, done func([]byte, error)) {
+	origin := wire.NewReader(batch).String()
 	g.mu.Lock()
 	gate := g.gate
+	if g.passes != nil && g.passes(origin) {
+		gate = nil
+	}
+	lost := false
+	if g.sent != nil {
+		g.sent[origin]++
+		lost = g.sent[origin]%2 == 1
+	}
 	g.mu.Unlock()
 	go func() {
-		<-gate
+		if gate != nil {
+			<-gate
+		}
 		time.Sleep(g.each)
-		g.solo.Submit(id, batch, done)
+		g.solo.Submit(id, batch, func(answer []byte, err error) {
+			if lost {
+				answer, err = nil, errAnswerLost
+			}
+			done(answer, err)
+		})
 	}()
 }
 
+var errAnswerLost = errors.New("the answer was lost")
+
 // shut lets nothing in until open is called.
-func (g *gated) shut() (open func()) {
+func (g *gated) shut() (open func()) { return g.shutExcept(nil) }
+
+// shutExcept lets only the batches of some origins in until open is called.
+func (g *gated) shutExcept(passes func(origin string) bool) (open func()) {
 	gate := make(chan struct{})
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.gate = gate
+	g.gate, g.passes = gate, passes
 	return func() { close(gate) }
 }
 
@@ -171,8 +197,8 @@ func slowHub(t testing.TB) (*Hub, *gated, session.Ref) {
 }
 
 // TestCommandsPassBulkOnTheWayIntoAShard: the shard stands still with a batch of
-// telemetry, more waits, and then there are commands. They are committed first, and
-// acknowledged first, and each topic is in the order of its publishes.
+// telemetry, and much more waits for it. Commands, and what is done with sessions, are
+// committed and acknowledged meanwhile, and each topic is in the order of its publishes.
 func TestCommandsPassBulkOnTheWayIntoAShard(t *testing.T) {
 	h, g, ref := slowHub(t)
 	const bulk, urgent = 900, 90
@@ -188,38 +214,49 @@ func TestCommandsPassBulkOnTheWayIntoAShard(t *testing.T) {
 			acked = append(acked, payload)
 		})
 	}
-	open := g.shut()
+	count := func() int {
+		mu.Lock()
+		defer mu.Unlock()
+		return len(acked)
+	}
+	open := g.shutExcept(func(origin string) bool { return !strings.HasSuffix(origin, streamNames[ofBulk]) })
 	l := h.lane(0)
-	at := func() (seq uint64, waiting int) {
+	waiting := func() int {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		return l.seq, l.queue.Len()
+		return len(l.streams[ofBulk].queue)
 	}
-	before, _ := at()
 	publish(bulkTopic, "b0")
 	eventually(t, "the first batch is under way", func() bool {
-		seq, waiting := at()
-		return seq == before+1 && waiting == 0
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return l.streams[ofBulk].busy && len(l.streams[ofBulk].queue) == 0
 	})
 	for i := 1; i < bulk; i++ {
 		publish(bulkTopic, fmt.Sprintf("b%d", i))
 	}
+	eventually(t, "bulk waits for the shard", func() bool { return waiting() == bulk-1 }) // and not for the lease, which a busy machine may let end
 	for i := range urgent {
 		publish(urgentTopic, fmt.Sprintf("u%d", i))
 	}
-	eventually(t, "all wait for the shard", func() bool { // and none for the lease, which a busy machine may let end
-		_, waiting := at()
-		return waiting == bulk+urgent-1
-	})
+	if err := h.Change(t.Context(), ref, []session.Subscription{{Filter: "more/#", QoS: 1}}, nil); err != nil {
+		t.Fatalf("a subscription while bulk stands still: %v", err)
+	}
+	eventually(t, "all commands are acknowledged while bulk stands still", func() bool { return count() == urgent })
+	if n := waiting(); n != bulk-1 {
+		t.Errorf("%d of bulk wait, want all %d", n, bulk-1)
+	}
 	open()
-	eventually(t, "all are acknowledged", func() bool {
-		mu.Lock()
-		defer mu.Unlock()
-		return len(acked) == bulk+urgent
-	})
-	want := append([]string{"b0"}, mixed(bulk, urgent, 1)...)
+	eventually(t, "all are acknowledged", func() bool { return count() == bulk+urgent })
+	var want []string
+	for i := range urgent {
+		want = append(want, fmt.Sprintf("u%d", i))
+	}
+	for i := range bulk {
+		want = append(want, fmt.Sprintf("b%d", i))
+	}
 	if !slices.Equal(acked, want) {
-		t.Errorf("acknowledged in the order %v ...\nwant %v ...", acked[:20], want[:20])
+		t.Errorf("acknowledged in the order %v ...\nwant %v ...", acked[:urgent+10], want[:urgent+10])
 	}
 	var queued []string
 	for last := uint64(len(want)); uint64(len(queued)) < last; {
@@ -232,7 +269,51 @@ func TestCommandsPassBulkOnTheWayIntoAShard(t *testing.T) {
 		}
 	}
 	if !slices.Equal(queued, want) {
-		t.Errorf("queued in the order %v ...\nwant %v ...", queued[:20], want[:20])
+		t.Errorf("queued in the order %v ...\nwant %v ...", queued[:urgent+10], want[:urgent+10])
+	}
+}
+
+// TestStreamsOfALaneRepeatNothing: the answers of all three streams are lost again and
+// again, and every batch is sent again under its number. Everything is applied once.
+func TestStreamsOfALaneRepeatNothing(t *testing.T) {
+	h, g, ref := slowHub(t)
+	g.mu.Lock()
+	g.sent = map[string]int{}
+	g.mu.Unlock()
+	const each = 50
+	acked := make(chan error, 2*each)
+	for i := range each {
+		for _, topic := range []string{bulkTopic, urgentTopic} {
+			h.Publish(&session.Message{Topic: topic, Payload: []byte(fmt.Sprint(i)), QoS: 1}, session.Key{}, func(err error) { acked <- err })
+		}
+		if i%10 == 0 {
+			h.Attach(ref)
+		}
+	}
+	for range 2 * each {
+		if err := <-acked; err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "nothing is under way", h.idle)
+	items, last, err := g.Fetch(t.Context(), 0, ref, 1)
+	if err != nil || last != 2*each || len(items) != 2*each {
+		t.Fatalf("%d messages are queued up to number %d, %v; want each of %d once", len(items), last, err, 2*each)
+	}
+	next := map[string]int{}
+	for i := range items {
+		m := items[i].Message
+		if want := fmt.Sprint(next[m.Topic]); string(m.Payload) != want {
+			t.Fatalf("number %d on %s is %s, want %s", items[i].Seq, m.Topic, m.Payload, want)
+		}
+		next[m.Topic]++
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, name := range streamNames {
+		if n := g.sent[h.cfg.Self+name]; n < 2 {
+			t.Errorf("batches of %q were sent %d times, want twice at least", h.cfg.Self+name, n)
+		}
 	}
 }
 
