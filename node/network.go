@@ -52,7 +52,9 @@ func (n *node) openNetwork(context.Context) (func() error, error) {
 		return n.mux.Close, inUse("cluster.gossip", err)
 	}
 	n.resolver.gossip.Store(n.gossip)
-	n.detector, err = detector.New(n.logger, n.registry, detector.DefaultConfig(), n.gossip)
+	watch := detector.DefaultConfig()
+	watch.Dial = n.sys.dial
+	n.detector, err = detector.New(n.logger, n.registry, watch, n.gossip)
 	if err != nil {
 		return func() error { return errors.Join(n.gossip.Close(), n.mux.Close()) }, err
 	}
@@ -81,6 +83,8 @@ func (n *node) observeMux(e mux.Event) {
 		}
 	case mux.Up:
 		n.detector.Observe(e.Peer, detector.Connected)
+	case mux.Quiet:
+		n.detector.Observe(e.Peer, detector.Quiet)
 	case mux.Silent:
 		n.detector.Observe(e.Peer, detector.Silent)
 	case mux.Down:

@@ -9,24 +9,27 @@ import (
 // Signal is one observation of a peer by one source.
 type Signal uint8
 
-// The signals. The mux reports the first four, gossip the others.
+// The signals. The mux reports the first five, gossip the others but the last, which
+// the detector finds out itself.
 const (
-	Connected Signal = iota // a connection is up and authenticated
-	Reset                   // an established connection broke
-	Refused                 // a dial was refused by the peer's machine
-	Silent                  // a ping over the connection was not answered in time
-	Heard                   // gossip has an answer from the peer
-	Suspected               // gossip has no answer from the peer
+	Connected   Signal = iota // a connection is up and authenticated
+	Reset                     // an established connection broke
+	Refused                   // a dial was refused by the peer's machine
+	Quiet                     // a ping over the connection is late: no evidence, a reason to look
+	Silent                    // a ping over the connection was not answered in time
+	Heard                     // gossip has an answer from the peer
+	Suspected                 // gossip has no answer from the peer
+	Unreachable               // quiet, and its machine answers no connect at all
 	signals
 )
 
 func (s Signal) String() string {
-	return [...]string{"connected", "reset", "refused", "silent", "heard", "suspected"}[s]
+	return [...]string{"connected", "reset", "refused", "quiet", "silent", "heard", "suspected", "unreachable"}[s]
 }
 
 // agreeing lists the pairs of independent signals, see doc.go; the first is hard
 // evidence.
-var agreeing = [...][2]Signal{{Reset, Refused}, {Reset, Suspected}, {Silent, Suspected}, {Refused, Suspected}}
+var agreeing = [...][2]Signal{{Reset, Refused}, {Reset, Suspected}, {Silent, Suspected}, {Refused, Suspected}, {Unreachable, Suspected}}
 
 // Event tells that a peer is gone or back.
 type Event struct {
@@ -81,7 +84,7 @@ func (c *core) void(now time.Time) {
 	c.deaf = now.Add(c.cfg.Slack)
 	for _, p := range c.peers {
 		if !p.down {
-			p.seen[Silent] = time.Time{}
+			p.seen[Silent], p.seen[Unreachable] = time.Time{}, time.Time{}
 		}
 	}
 }
@@ -90,7 +93,7 @@ func (c *core) void(now time.Time) {
 func (c *core) observe(now time.Time, name string, s Signal) (Event, bool) {
 	p := c.peers[name]
 	if p == nil {
-		if s == Connected || s == Heard || len(c.peers) >= c.cfg.PeersMax {
+		if s == Connected || s == Heard || s == Quiet || len(c.peers) >= c.cfg.PeersMax {
 			return Event{}, false
 		}
 		p = &peer{}
@@ -99,19 +102,21 @@ func (c *core) observe(now time.Time, name string, s Signal) (Event, bool) {
 	switch s {
 	case Connected:
 		// The connection works: nothing the mux said before counts any more.
-		p.seen[Reset], p.seen[Refused], p.seen[Silent] = time.Time{}, time.Time{}, time.Time{}
+		p.seen[Reset], p.seen[Refused], p.seen[Silent], p.seen[Unreachable] = time.Time{}, time.Time{}, time.Time{}, time.Time{}
 		return c.revive(name, p, s)
 	case Heard:
 		p.seen[Suspected] = time.Time{}
-		if p.recent(now, c.cfg.Window, Reset, Refused, Silent) {
+		if p.recent(now, c.cfg.Window, Reset, Refused, Silent, Unreachable) {
 			return Event{}, false
 		}
 		return c.revive(name, p, s)
+	case Quiet:
+		return Event{}, false
 	}
 	if c.late(now) {
 		c.void(now)
 	}
-	if s == Silent && now.Before(c.deaf) {
+	if (s == Silent || s == Unreachable) && now.Before(c.deaf) {
 		return Event{}, false
 	}
 	p.seen[s] = now
@@ -157,7 +162,7 @@ func (c *core) revive(name string, p *peer, s Signal) (Event, bool) {
 // forget drops peers about which nothing is left to remember.
 func (c *core) forget(now time.Time) {
 	for name, p := range c.peers {
-		if !p.down && !p.recent(now, c.cfg.Window, Reset, Refused, Silent, Suspected) {
+		if !p.down && !p.recent(now, c.cfg.Window, Reset, Refused, Silent, Suspected, Unreachable) {
 			delete(c.peers, name)
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"slices"
 	"sync"
 	"time"
@@ -27,6 +28,8 @@ type Config struct {
 	// wait afterwards. Default 250 ms: more than a busy machine delays a
 	// goroutine, less than what makes peers give up on us.
 	Slack time.Duration
+	// Dial replaces net.Dialer, for simulated networks.
+	Dial func(ctx context.Context, addr string) (net.Conn, error)
 	// PeersMax bounds the peers remembered. Default 1024.
 	PeersMax int
 }
@@ -53,7 +56,7 @@ func (c Config) Validate() error {
 
 // Prober is asked to look after a peer as soon as the mux doubts it, so that the
 // second opinion comes at once. Probe must not block. A Prober that is a Resolver
-// too lets the detector knock at the peer's door after a reset.
+// too lets the detector knock at the peer's door.
 type Prober interface{ Probe(peer string) }
 
 // Detector combines the signals. See the package comment.
@@ -113,11 +116,14 @@ func (d *Detector) Observe(peer string, s Signal) {
 	default:
 		d.metrics.dropped.Inc()
 	}
-	if d.prober != nil && (s == Reset || s == Refused || s == Silent) {
+	if d.prober != nil && (s == Reset || s == Refused || s == Quiet || s == Silent) {
 		d.prober.Probe(peer)
 	}
-	if s == Reset {
-		d.knock(peer)
+	switch s {
+	case Reset:
+		d.knock(peer, d.refused)
+	case Quiet:
+		d.knock(peer, d.unreachable)
 	}
 }
 

@@ -1,10 +1,14 @@
 package detector_test
 
 import (
+	"context"
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -127,5 +131,69 @@ func TestConfigIsCheckedAsAWhole(t *testing.T) {
 	}
 	if n := len(err.(interface{ Unwrap() []error }).Unwrap()); n != 3 {
 		t.Errorf("%d problems reported: %v", n, err)
+	}
+}
+
+// TestAQuietMachineIsAskedWhetherItIsThere: a kernel that answers, by a refusal or
+// for a process that stands still, is there; one that does not is gone with the word
+// of gossip, without anybody waiting for silence.
+func TestAQuietMachineIsAskedWhetherItIsThere(t *testing.T) {
+	for name, c := range map[string]struct {
+		dial func(ctx context.Context) error
+		want detector.Signal // with Suspected; Connected is nothing
+	}{
+		"nothing answers":   {func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }, detector.Unreachable},
+		"no route":          {func(context.Context) error { return syscall.EHOSTUNREACH }, detector.Unreachable},
+		"nobody listens":    {func(context.Context) error { return syscall.ECONNREFUSED }, detector.Refused},
+		"it stands still":   {func(context.Context) error { return nil }, detector.Connected},
+		"half of them lost": {lostAfter(2), detector.Connected},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				cfg := detector.DefaultConfig()
+				cfg.Dial = func(ctx context.Context, _ string) (net.Conn, error) {
+					if err := c.dial(ctx); err != nil {
+						return nil, err
+					}
+					here, there := net.Pipe()
+					_ = there.Close()
+					return here, nil
+				}
+				d, err := detector.New(slog.New(slog.DiscardHandler), nil, cfg, &door{addr: "10.0.0.1:1"})
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = d.Close() }()
+				var events []detector.Event
+				d.Subscribe(func(e detector.Event) { events = append(events, e) })
+				began := time.Now()
+				d.Observe("n1.00000001", detector.Quiet)
+				d.Observe("n1.00000001", detector.Suspected)
+				for len(events) == 0 && time.Since(began) < time.Second {
+					time.Sleep(10 * time.Millisecond)
+					synctest.Wait()
+				}
+				switch {
+				case c.want == detector.Connected && len(events) > 0:
+					t.Errorf("got %+v", events)
+				case c.want != detector.Connected && (len(events) != 1 || !events[0].Down || events[0].First != c.want):
+					t.Errorf("got %+v, want it down by %v", events, c.want)
+				case c.want == detector.Unreachable && time.Since(began) > 450*time.Millisecond:
+					t.Errorf("down after %v", time.Since(began))
+				}
+			})
+		})
+	}
+}
+
+// lostAfter answers the first n connects.
+func lostAfter(n int32) func(ctx context.Context) error {
+	var asked atomic.Int32
+	return func(ctx context.Context) error {
+		if asked.Add(1) <= n {
+			return nil
+		}
+		<-ctx.Done()
+		return ctx.Err()
 	}
 }

@@ -10,6 +10,7 @@
 //	reset   + refused     the kernel of its machine says twice that nobody is there
 //	reset   + suspect     the connection broke and UDP is silent too
 //	silent  + suspect     neither TCP nor UDP gets an answer: power, cable, partition
+//	unreach + suspect     the same, sooner: the kernel of its machine answers no connect
 //	refused + suspect     nobody listens, and UDP is silent
 //
 // Silent and reset do not agree with each other: the mux closes a silent
@@ -25,7 +26,10 @@
 //
 // The mux does not say why a redial failed, so after a reset the detector knocks
 // itself: it connects to the peer's address and hangs up. A refusal there is the
-// signal.
+// signal. It also knocks when the mux finds a peer quiet: a process that is busy or
+// stands still has a kernel that answers, and then nothing follows but what silence
+// itself says later; where four connects stay without any answer, the machine is
+// off or the way to it is cut, and there is no use in waiting.
 //
 // The core is pure, with the time passed in; around it is one goroutine, which
 // also calls the subscribers, and a short-lived one per door knocked at. Observe

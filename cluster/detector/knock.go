@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"os"
 	"syscall"
 	"time"
 )
@@ -26,9 +27,9 @@ type Resolver interface {
 	Resolve(peer string) (addr string, err error)
 }
 
-// knock finds out, on a goroutine, whether anybody still listens at a peer's
-// address.
-func (d *Detector) knock(peer string) {
+// knock asks, on a goroutine, at a peer's address; what that says, if anything, is
+// a signal.
+func (d *Detector) knock(peer string, ask func(addr string) (Signal, bool)) {
 	r, ok := d.prober.(Resolver)
 	if !ok {
 		return
@@ -44,31 +45,92 @@ func (d *Detector) knock(peer string) {
 	}
 	d.knocks[peer] = true
 	d.wg.Go(func() {
-		if refused(d.ctx, addr) {
-			d.Observe(peer, Refused)
-		}
+		s, ok := ask(addr)
 		d.mu.Lock()
 		delete(d.knocks, peer)
 		d.mu.Unlock()
+		if ok {
+			d.Observe(peer, s)
+		}
 	})
 }
 
-// refused reports whether the machine at addr says that nobody listens there.
-func refused(ctx context.Context, addr string) bool {
-	dialer := net.Dialer{Timeout: knockTimeout}
-	for _, after := range knockAfter {
-		select {
-		case <-ctx.Done():
-			return false
-		case <-time.After(after):
-		}
-		c, err := dialer.DialContext(ctx, "tcp", addr)
-		if err == nil {
-			_ = c.Close()
-		}
-		if errors.Is(err, syscall.ECONNREFUSED) {
-			return true
+// touch connects to addr and hangs up.
+func (d *Detector) touch(ctx context.Context, addr string) error {
+	dial := d.cfg.Dial
+	if dial == nil {
+		dial = func(ctx context.Context, addr string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "tcp", addr)
 		}
 	}
-	return false
+	c, err := dial(ctx, addr)
+	if err == nil {
+		_ = c.Close()
+	}
+	return err
+}
+
+// refused finds out whether the machine at addr says that nobody listens there.
+func (d *Detector) refused(addr string) (Signal, bool) {
+	for _, after := range knockAfter {
+		select {
+		case <-d.ctx.Done():
+			return 0, false
+		case <-time.After(after):
+		}
+		ctx, cancel := context.WithTimeout(d.ctx, knockTimeout)
+		err := d.touch(ctx, addr)
+		cancel()
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return Refused, true
+		}
+	}
+	return 0, false
+}
+
+const (
+	// touches connects, touchEvery apart, have to stay without an answer until
+	// touchTimeout: one packet may always get lost, and the last of them has had
+	// twice the round trip of a network on which pings are answered in time.
+	touches      = 4
+	touchEvery   = 70 * time.Millisecond
+	touchTimeout = 400 * time.Millisecond
+)
+
+// unreachable finds out whether no machine answers at addr. Refusing is an answer
+// too. While this process stood still, answers may have waited for it: nothing is
+// said then.
+func (d *Detector) unreachable(addr string) (Signal, bool) {
+	began := time.Now()
+	ctx, cancel := context.WithTimeout(d.ctx, touchTimeout)
+	defer cancel()
+	answers := make(chan error, touches)
+	for i := range touches {
+		d.wg.Go(func() {
+			select {
+			case <-ctx.Done():
+				answers <- context.Canceled // somebody answered an earlier one
+			case <-time.After(time.Duration(i) * touchEvery):
+				answers <- d.touch(ctx, addr)
+			}
+		})
+	}
+	for range touches {
+		err := <-answers
+		if errors.Is(err, syscall.ECONNREFUSED) {
+			return Refused, true
+		}
+		if !noAnswer(err) {
+			return 0, false
+		}
+	}
+	paused := time.Since(began) > touchTimeout+d.cfg.Slack
+	return Unreachable, !paused && d.ctx.Err() == nil
+}
+
+// noAnswer reports whether err says that nothing came back: until the deadline, or,
+// from the next router or our own kernel, that nothing will.
+func noAnswer(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) ||
+		errors.Is(err, syscall.EHOSTUNREACH) || errors.Is(err, syscall.ENETUNREACH) || errors.Is(err, syscall.EHOSTDOWN)
 }

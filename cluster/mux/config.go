@@ -35,6 +35,9 @@ type Config struct {
 	// PingInterval is the time between pings, default 500 ms. Raft deadlines
 	// are checked as often.
 	PingInterval time.Duration
+	// QuietAfter without a byte from a peer makes the event Quiet, default 800 ms: a
+	// ping has had no answer. At least one ping interval.
+	QuietAfter time.Duration
 	// SilentAfter without a byte from a peer makes the event Silent, default
 	// 1500 ms. At least two ping intervals, or a late ping looks like a death.
 	SilentAfter time.Duration
@@ -96,6 +99,7 @@ func orDefault[T int | int64 | time.Duration](v *T, d T) {
 func (c Config) withDefaults() Config {
 	orDefault(&c.PingInterval, 500*time.Millisecond)
 	orDefault(&c.SilentAfter, 1500*time.Millisecond)
+	orDefault(&c.QuietAfter, min(800*time.Millisecond, c.SilentAfter))
 	orDefault(&c.DeadAfter, 5*time.Second)
 	orDefault(&c.WriteTimeout, 5*time.Second)
 	orDefault(&c.DialTimeout, time.Second)
@@ -141,6 +145,9 @@ func (c Config) Validate() error {
 	}
 	if c.SilentAfter < 2*c.PingInterval {
 		errs = append(errs, fmt.Errorf("silent after: %v is less than two ping intervals of %v", c.SilentAfter, c.PingInterval))
+	}
+	if c.QuietAfter < c.PingInterval || c.QuietAfter > c.SilentAfter {
+		errs = append(errs, fmt.Errorf("quiet after: %v is not between a ping interval of %v and silent after, %v", c.QuietAfter, c.PingInterval, c.SilentAfter))
 	}
 	if c.DeadAfter < c.SilentAfter {
 		errs = append(errs, fmt.Errorf("dead after: %v is less than silent after, %v", c.DeadAfter, c.SilentAfter))

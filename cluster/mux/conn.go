@@ -53,6 +53,7 @@ type conn struct {
 
 	heard  atomic.Int64 // Mux.now of the last byte read
 	rtt    atomic.Int64 // smoothed round trip, ns; 0 before the first
+	quiet  atomic.Bool  // Quiet was announced
 	silent atomic.Bool  // Silent was announced
 	served atomic.Int32 // requests of the peer not yet answered
 	lastID atomic.Uint32

@@ -26,7 +26,7 @@
 //   - No application byte is interpreted before the handshake is complete.
 //
 // Failure. A connection that resets ends at once ([Down]). One that goes silent,
-// as after a power loss, is announced ([Silent]) and later closed. Redials run
+// as after a power loss, is announced ([Quiet], [Silent]) and later closed. Redials run
 // in the background; a call to a peer without a connection waits for at most one
 // quick attempt and then fails with [ErrNotConnected].
 //

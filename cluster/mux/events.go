@@ -6,12 +6,15 @@ import "sync"
 type EventKind uint8
 
 const (
-	// Up says that the connection to the peer is made, or a silent one speaks again.
+	// Up says that the connection to the peer is made, or a quiet or silent one speaks again.
 	Up EventKind = iota + 1
 	// Down says that the connection ended; Err says how (a reset at once after kill -9).
 	Down
 	// Refused says that the peer answers but one of the two does not accept the other.
 	Refused
+	// Quiet says that nothing was heard for QuietAfter: a reason to look, no more.
+	// Silent follows if nothing is heard. Not announced when our own ticker was late.
+	Quiet
 	// Silent says that nothing was heard for SilentAfter although we ping. Not announced
 	// when our own ticker was late: then it is we who were away.
 	Silent
@@ -25,6 +28,8 @@ func (k EventKind) String() string {
 		return "down"
 	case Refused:
 		return "refused"
+	case Quiet:
+		return "quiet"
 	case Silent:
 		return "silent"
 	}

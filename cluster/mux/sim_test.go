@@ -172,6 +172,9 @@ func TestSilenceIsAnnouncedThenClosedThenHealed(t *testing.T) {
 		var kinds []EventKind
 		for _, e := range got {
 			kinds = append(kinds, e.Kind)
+			if d := e.at.Sub(cut); e.Kind == Quiet && (d < 300*time.Millisecond || d > 1000*time.Millisecond) {
+				t.Errorf("quiet after %v", d)
+			}
 			if d := e.at.Sub(cut); e.Kind == Silent && (d < 1000*time.Millisecond || d > 2100*time.Millisecond) {
 				t.Errorf("silent after %v", d)
 			}
@@ -179,7 +182,7 @@ func TestSilenceIsAnnouncedThenClosedThenHealed(t *testing.T) {
 				t.Errorf("down after %v", d)
 			}
 		}
-		if want := fmt.Sprint([]EventKind{Up, Silent, Down, Up}); fmt.Sprint(kinds) != want {
+		if want := fmt.Sprint([]EventKind{Up, Quiet, Silent, Down, Up}); fmt.Sprint(kinds) != want {
 			t.Errorf("events %v, want %v", kinds, want)
 		}
 	})
@@ -205,7 +208,7 @@ func TestShortSilenceEndsWithUp(t *testing.T) {
 		time.Sleep(3 * time.Second)
 		mu.Lock()
 		defer mu.Unlock()
-		if want := fmt.Sprint([]EventKind{Up, Silent, Up}); fmt.Sprint(kinds) != want {
+		if want := fmt.Sprint([]EventKind{Up, Quiet, Silent, Up}); fmt.Sprint(kinds) != want {
 			t.Errorf("events %v, want %v", kinds, want)
 		}
 	})
@@ -439,7 +442,7 @@ func TestVoterThatALaggardDoesNotKnowAsOneIsElected(t *testing.T) {
 	})
 }
 
-func TestCallsToASilentPeerThatIsGivenUpFailAtOnce(t *testing.T) {
+func TestCallsToAQuietPeerThatIsGivenUpFailAtOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		n := newSimNet()
 		a, b := newSimMux(t, n, peerID(0)), newSimMux(t, n, peerID(1))
@@ -447,7 +450,7 @@ func TestCallsToASilentPeerThatIsGivenUpFailAtOnce(t *testing.T) {
 		b.Handle(64, echo)
 		silent := make(chan struct{})
 		a.Subscribe(func(e Event) {
-			if e.Kind == Silent {
+			if e.Kind == Quiet {
 				close(silent)
 			}
 		})
