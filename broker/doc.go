@@ -29,7 +29,8 @@
 //   - Ingest and the socket are never called with a lock held, and a result is taken
 //     without waiting for anybody;
 //   - what happens to one client id here happens under its gate, one thing at a time;
-//   - a publish is answered when subscribers have it or it is safe for them.
+//   - a publish is answered when subscribers have it or it is safe for them; telemetry does not
+//     wait for the shards of subscribers that are out of reach.
 //
 // # Back-pressure
 //

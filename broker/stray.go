@@ -62,8 +62,8 @@ func (c *conn) stray(lost map[telemetry.ShardID]time.Duration) {
 func (p *publish) settled() bool { return p.local || p.state == publishRouted }
 
 // waitsFor reports whether one of the shards may be what p waits for. A gateway's publish
-// is for any of them; what is not telemetry waits until its node hears all of them, and so
-// does telemetry that is committed and on its way to subscribers.
+// is for any of them; what is not telemetry waits until its node hears all of them, and
+// telemetry of QoS 2 that is committed may wait for the shard of its client's session.
 func (p *publish) waitsFor(cluster Cluster, lost map[telemetry.ShardID]time.Duration) bool {
 	if p.plain || p.Device == "" || p.state >= publishDone {
 		return true

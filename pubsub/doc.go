@@ -16,7 +16,8 @@
 //   - A filter is on the board before its SUBACK, and every node whose lease has
 //     not run out holds it by then (Announced).
 //   - A node decides that nobody durable wants a message only while it holds a
-//     lease of every shard's leader; without one, a publish of QoS 1 or 2 waits.
+//     lease of every shard's leader; without one, a publish of QoS 1 or 2 waits, unless it is
+//     telemetry, which its own shard has: it follows what was known last.
 //   - A message goes to each matching node once, to each shard once (its lane
 //     repeats nothing that was applied), and of a shared group to one owner.
 //   - What one connection publishes stays in order on its way to a node and to a

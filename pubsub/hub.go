@@ -44,7 +44,12 @@ type Hub struct {
 	waitBytes  int
 	routing    bool // some that waited are on their way
 	freshUntil time.Time
+	wholeUntil time.Time
 	onBeat     func(time.Time)
+
+	silent   atomic.Pointer[silence] // as of the last beat
+	followMu sync.Mutex
+	followed []*following // telemetry that waits for shards, in order
 
 	ctx  context.Context // ends with Close; the lifetime of the goroutines
 	stop context.CancelFunc
@@ -181,6 +186,7 @@ func (h *Hub) run() {
 			h.board.expire(now)
 			h.renewOwn(now)
 			h.routeWaiting(now)
+			h.lookAfterFollowed(now)
 			if h.onBeat != nil {
 				h.onBeat(now)
 			}

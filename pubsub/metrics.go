@@ -11,6 +11,7 @@ import (
 type metrics struct {
 	forwarded prometheus.Counter
 	dropped   *prometheus.CounterVec
+	lapsed    prometheus.Counter
 }
 
 func newMetrics(reg prometheus.Registerer) (*metrics, error) {
@@ -18,13 +19,15 @@ func newMetrics(reg prometheus.Registerer) (*metrics, error) {
 		forwarded: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "forwarded_messages_total",
 			Help: "Messages sent to other nodes for clients connected there."}),
 		dropped: prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "dropped_messages_total",
-			Help: "Messages that did not reach another node's connected clients."}, []string{"reason"}),
+			Help: "Messages that did not reach another node's connected clients, or (shard_silent) durable sessions."}, []string{"reason"}),
+		lapsed: prometheus.NewCounter(prometheus.CounterOpts{Namespace: "sluice", Subsystem: "pubsub", Name: "lapsed_messages_total",
+			Help: "Telemetry given to subscribers by what was known of a shard whose leader is out of reach."}),
 	}
 	if reg == nil {
 		return m, nil
 	}
 	var errs []error
-	for _, c := range []prometheus.Collector{m.forwarded, m.dropped} {
+	for _, c := range []prometheus.Collector{m.forwarded, m.dropped, m.lapsed} {
 		if err := reg.Register(c); err != nil {
 			errs = append(errs, fmt.Errorf("register pubsub metric: %w", err))
 		}

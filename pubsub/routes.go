@@ -36,6 +36,7 @@ type origin struct {
 	known  map[string]bool // plain filters
 	until  time.Time       // may be relied on until then
 	lapsed bool            // it was not, for a while
+	whole  bool            // the filters are all that its owner had at some time
 
 	heard   time.Time // when its owner last spoke of it
 	missed  time.Time // when a peer first said that it hears a leader that this node does not; zero since it does
@@ -87,6 +88,7 @@ func (r *routes) apply(id string, m mark, reset bool, changes []change) bool {
 	}
 	if reset {
 		r.clearLocked(o)
+		o.whole = false
 	}
 	for _, c := range changes {
 		r.setLocked(o, c)
@@ -142,7 +144,7 @@ func (r *routes) renew(id string, gen uint64, until time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if o := r.sources[id]; o != nil && o.mark.gen == gen && until.After(o.until) {
-		o.until = until
+		o.until, o.whole = until, true
 		o.hear(time.Now())
 	}
 }
@@ -156,6 +158,7 @@ func (r *routes) renewOwn(id string, now, until time.Time) {
 		return
 	}
 	o.hear(now)
+	o.whole = true
 	if until.After(o.until) {
 		o.until = until
 	}

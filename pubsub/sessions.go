@@ -240,9 +240,12 @@ func (h *Hub) Retained(ctx context.Context, filter string) ([]*session.Message, 
 // connected to any node. done is called exactly once, not before m is safe for
 // those who are away; after an error, which may be session.ErrFull for a message
 // that is to be retained, nothing has been delivered. Messages of one goroutine on
-// one topic stay in order.
+// one topic stay in order. What is published on a topic of telemetry is taken to be
+// committed: it waits for its readers' shards as long as their leaders are heard, and no
+// longer.
 func (h *Hub) Publish(m *session.Message, key session.Key, done func(error)) {
-	if m.QoS > 0 && !h.mayRoute(m, key, done) {
+	free := m.QoS == 0 || committed(m) && h.mayFollow(time.Now())
+	if !free && !h.mayRoute(m, key, done) {
 		return
 	}
 	h.route(m, key, done)
@@ -282,6 +285,10 @@ func (h *Hub) toShards(r *route, m *session.Message, key session.Key, done func(
 	if len(r.shards) == 0 {
 		h.toNodes(r, m, key)
 		done(nil)
+		return
+	}
+	if committed(m) {
+		h.follow(r, m, key, done)
 		return
 	}
 	g, urgent := &gathering{left: len(r.shards)}, m.Urgent()
