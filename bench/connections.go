@@ -7,6 +7,8 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,6 +25,7 @@ type ConnectionsConfig struct {
 	Shards   uint32
 	Watch    time.Duration // how long idle nodes are watched
 	All      bool          // afterwards, as many on each of the other nodes
+	Profiles string        // directory for a CPU profile of the connected node per step, "" for none
 	Progress io.Writer     // what is being done, may be nil
 }
 
@@ -110,6 +113,9 @@ const warmClients = 500
 var source = 2 + rand.IntN(150)
 
 func (r *connectionsRun) clean(ctx context.Context) error {
+	if err := r.gone(ctx); err != nil {
+		return err
+	}
 	fmt.Fprintf(r.cfg.Progress, "%d clients with clean sessions ...\n", r.cfg.Clients)
 	all := newCrowd("clean", r.cfg.Clients, false, source+20)
 	defer all.leave()
@@ -181,6 +187,7 @@ func (r *connectionsRun) step(ctx context.Context, all *crowd, name string, f fu
 	if err != nil {
 		return err
 	}
+	profiled := r.profile(ctx, name)
 	hist, took, err := all.timed(ctx, f)
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)
@@ -197,7 +204,40 @@ func (r *connectionsRun) step(ctx context.Context, all *crowd, name string, f fu
 	r.out.Steps = append(r.out.Steps, ConnectStep{Name: name, Rate: n / took.Seconds(), P50: quantile(hist, 50), P99: quantile(hist, 99), Max: quantile(hist, 100),
 		CPU: float64((mine - cpu).Microseconds()) / n, CPUAll: float64((after.cpu - before.cpu).Microseconds()) / n,
 		LogBytes: (after.logBytes - before.logBytes) / n / failoverNodes})
-	return nil
+	return <-profiled
+}
+
+// profileSpan is longer than a step on a machine with nothing else to do; what a node does after a
+// step is next to nothing.
+const profileSpan = 5 * time.Second
+
+// profile writes where the connected node's CPU time goes, if that is wanted.
+func (r *connectionsRun) profile(ctx context.Context, step string) <-chan error {
+	done := make(chan error, 1)
+	if r.cfg.Profiles == "" {
+		done <- nil
+		return done
+	}
+	go func() {
+		prof, err := fetchProfile(ctx, r.c.Nodes()[0].Debug, profileSpan)
+		if err != nil {
+			done <- fmt.Errorf("profile %s: %w", step, err)
+			return
+		}
+		name := strings.Map(func(c rune) rune {
+			if c >= 'a' && c <= 'z' {
+				return c
+			}
+			return '-'
+		}, strings.ToLower(step))
+		f, err := os.Create(filepath.Join(r.cfg.Profiles, name+".pprof"))
+		if err != nil {
+			done <- err
+			return
+		}
+		done <- errors.Join(prof.Write(f), f.Close())
+	}()
+	return done
 }
 
 // quantile of a histogram of microseconds, in milliseconds.

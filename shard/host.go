@@ -300,6 +300,7 @@ func (h *Host) open(r Replica) error {
 	hs := &hosted{Shard: s, leaderless: time.Now(), ballot: b}
 	hs.place.Store(&r)
 	h.watchSnapshots(hs)
+	h.watchVotes(hs)
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.shards[r.Shard] = hs

@@ -27,12 +27,13 @@ type benchCmd struct {
 }
 
 type benchConnectionsCmd struct {
-	Clients int           `default:"18000" help:"Clients, all of one node; each takes a file of this process and one of the node's."`
-	Shards  uint32        `default:"24" help:"Shards."`
-	Watch   time.Duration `default:"10s" help:"How long idle nodes are watched."`
-	All     bool          `help:"Afterwards, as many clients on each of the other nodes."`
-	Data    string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
-	JSON    bool          `name:"json" help:"Print JSON."`
+	Clients  int           `default:"18000" help:"Clients, all of one node; each takes a file of this process and one of the node's."`
+	Shards   uint32        `default:"24" help:"Shards."`
+	Watch    time.Duration `default:"10s" help:"How long idle nodes are watched."`
+	All      bool          `help:"Afterwards, as many clients on each of the other nodes."`
+	Profiles string        `default:"" help:"Directory for a CPU profile of the connected node for each step."`
+	Data     string        `default:"" help:"Directory for the cluster; empty: a temporary one."`
+	JSON     bool          `name:"json" help:"Print JSON."`
 }
 
 // Run implements kong.
@@ -44,7 +45,7 @@ func (c *benchConnectionsCmd) Run(ctx context.Context) error {
 	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Watch < time.Second {
 		return fmt.Errorf("%d clients, %d shards, watched for %v: use 1 to 50000, 1 to 256, and at least 1s", c.Clients, c.Shards, c.Watch)
 	}
-	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, All: c.All, Progress: os.Stderr})
+	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, All: c.All, Profiles: c.Profiles, Progress: os.Stderr})
 	if err != nil {
 		return err
 	}
