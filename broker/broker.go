@@ -97,7 +97,7 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 func (b *Broker) Start(ctx context.Context) error {
 	for i := range b.cfg.Endpoints {
 		e := &b.cfg.Endpoints[i]
-		var lc net.ListenConfig
+		lc := net.ListenConfig{KeepAlive: -1} // probes only where MQTT has none, see probe
 		l, err := lc.Listen(ctx, "tcp", e.Listen)
 		if err != nil {
 			return fmt.Errorf("listen for MQTT (%s) on %s (is another process using the port?): %w", e.name(), e.Listen, err)

@@ -294,7 +294,11 @@ func TestMalformedPacketsEndOneConnectionOnly(t *testing.T) {
 		{"PUBLISH without topic", packet(0x30, []byte{0, 0, 0}), 0x82},
 		{"PUBLISH with a broken property length", packet(0x30, append(appendString(nil, "a"), 0xff, 0xff, 0xff, 0xff)), 0x81},
 		{"PUBLISH with invalid UTF-8", packet(0x30, append(appendString(nil, "a\xff"), 0)), 0x81},
+		{"PUBLISH with half a surrogate pair", packet(0x30, append(appendString(nil, "a\xed\xa0\x80"), 0)), 0x81},
 		{"PUBLISH with a zero character", packet(0x30, append(appendString(nil, "a\x00"), 0)), 0x81},
+		{"SUBSCRIBE with invalid UTF-8", packet(0x82, append(appendString([]byte{0, 1, 0}, "a\xff"), 0)), 0x81},
+		{"UNSUBSCRIBE with id 0", packet(0xA2, appendString([]byte{0, 0, 0}, "a")), 0x82},
+		{"UNSUBSCRIBE without filter", packet(0xA2, []byte{0, 1, 0}), 0x82},
 		{"second CONNECT", connectPacket(5, "again", connectOptions{}), 0x82},
 		{"PUBREL with id 0", []byte{0x62, 2, 0, 0}, 0x82},
 		{"a packet of the server", []byte{0xD0, 0}, 0x82},
@@ -318,7 +322,11 @@ func TestMalformedPacketsEndOneConnectionOnly(t *testing.T) {
 
 func TestWhatIsNoConnectGetsNoAnswer(t *testing.T) {
 	b := start(t, Config{}, newMemory())
+	cut := func(flags byte, rest string) []byte { // ends before what its flags promise
+		return packet(0x10, append(append(appendString(nil, "MQTT"), 4, flags, 0, 0, 0, 1, 'c'), rest...))
+	}
 	for _, p := range [][]byte{
+		cut(2|4, ""), cut(2|4, "\x00\x04will"), cut(2|0x80, ""), cut(2|0xC0, "\x00\x04user"), // a will, its payload, a user name, a password
 		{0xC0, 0}, {0x10, 0}, []byte("GET / HTTP/1.1\r\n\r\n"), {0x10, 0xff, 0xff, 0xff, 0xff, 0xff},
 		packet(0x10, []byte{0, 4, 'M', 'Q', 'T', 'T', 5, 2, 0, 0x3c, 0xff, 0xff}),
 		packet(0x10, []byte{0xff, 0xff, 0, 0, 0}),

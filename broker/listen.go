@@ -184,12 +184,33 @@ func (b *Broker) handshake(ctx context.Context, c *conn, e *Endpoint, place *lis
 	if code := b.admit(ctx, c, &pk, fault); code != packets.CodeSuccess {
 		return code, nil
 	}
+	c.probe()
 	c.seen = b.elapsed()
 	c.woken = c.seen // it has more to say, as a rule: its subscriptions
 	if err := c.Conn.SetDeadline(time.Time{}); err != nil {
 		return packets.CodeSuccess, fmt.Errorf("clear connect deadline: %w", err)
 	}
 	return packets.CodeSuccess, c.openSocket()
+}
+
+// probes are for a client without a keep-alive, whose end nobody would notice otherwise: less often than
+// most middleboxes forget an idle connection.
+var probes = net.KeepAliveConfig{Enable: true, Idle: 4 * time.Minute, Interval: 30 * time.Second, Count: 4}
+
+// probe lets the kernel look after a client that has no keep-alive. Every other one says itself that it is
+// there: a probe every 15 s, as is usual, would wake the radio of a device that has asked to be left alone, and cost the
+// node work that grows with the connections.
+func (c *conn) probe() {
+	if c.keepAlive > 0 {
+		return
+	}
+	nc, ok := c.Conn.(*net.TCPConn)
+	if p := lowest(c.Conn); p != nil {
+		nc, ok = p.TCPConn, true
+	}
+	if ok {
+		_ = nc.SetKeepAliveConfig(probes) // fails for a connection that has ended
+	}
 }
 
 // turnAway answers a CONNECT that is refused; what was no CONNECT gets no answer.

@@ -140,6 +140,12 @@ func TestRetainedMessages(t *testing.T) {
 		if pk := sub.read(); pk.FixedHeader.Retain || string(pk.Payload) != "live" {
 			t.Fatalf("a live message: got %s retain %v", describe(pk), pk.FixedHeader.Retain)
 		}
+		c.publish(pub{topic: "state/a", payload: "passing"})
+		sub.expectPayload("passing")
+		other, _ := dial(t, b, v, "other", connectOptions{})
+		other.subscribe("state/a", 0)
+		other.expectPayload("live") // what is not retained replaces nothing
+		other.ping()
 		c.publish(pub{topic: "state/a", retain: true})
 		c.publish(pub{topic: topic1, retain: true})
 		c.ping()
@@ -162,6 +168,13 @@ func TestSharedSubscriptionGivesEachMessageToOne(t *testing.T) {
 		c.publish(pub{topic: "jobs/x", qos: 1, id: i + 1})
 		c.expect(packets.Puback, i+1)
 	}
+	low, _ := dial(t, b, 5, "low", connectOptions{})
+	low.subscribe("$share/low/jobs/#", 0)
+	c.publish(pub{topic: "jobs/x", payload: "low", qos: 1, id: 31})
+	c.expect(packets.Puback, 31)
+	if pk := low.expectPayload("low"); pk.FixedHeader.Qos != 0 {
+		t.Fatalf("a member that was granted QoS 0 gets %d", pk.FixedHeader.Qos)
+	}
 	total := 0
 	for _, c := range members {
 		c.send([]byte{0xC0, 0})
@@ -169,8 +182,8 @@ func TestSharedSubscriptionGivesEachMessageToOne(t *testing.T) {
 			total++
 		}
 	}
-	if total != 30 {
-		t.Fatalf("%d deliveries, want 30", total)
+	if total != 31 {
+		t.Fatalf("%d deliveries, want 31", total)
 	}
 }
 
@@ -198,6 +211,10 @@ func TestPropertiesAndIdentifiersReachTheSubscriber(t *testing.T) {
 		if want := []string{"rpc/x", ""}[i]; pk.TopicName != want {
 			t.Fatalf("publish %d: topic %q, want %q", i, pk.TopicName, want)
 		}
+	}
+	c.publish(pub{topic: "rpc/y", payload: "more aliases than the client takes"})
+	if pk := sub.read(); pk.TopicName != "rpc/y" || pk.Properties.TopicAlias > 1 {
+		t.Fatalf("a second topic is sent as %q, alias %d; the client takes one alias", pk.TopicName, pk.Properties.TopicAlias)
 	}
 }
 

@@ -77,6 +77,11 @@ func TestNoLocalAndRetainOptions(t *testing.T) {
 		if pk = sub.expectPayload("live"); pk.FixedHeader.Retain {
 			t.Fatal("a live message has the retain flag although the subscription did not ask for it")
 		}
+		sub.ack(packets.Puback, pk.PacketID)
+		sub.ping() // the subscription was replaced each time: one copy
+		fresh, _ := dial(t, b, 5, "fresh", connectOptions{keep: keep})
+		fresh.subscribe("kept", 1|onlyNew)
+		fresh.expectPayload("live")
 		c.ping() // nothing of its own
 	}
 }

@@ -87,13 +87,15 @@ func TestWhatIsSentBehindARefusedConnectIsNotProcessed(t *testing.T) {
 func TestDupOfThePublisherIsNotThatOfTheSubscriber(t *testing.T) {
 	b := start(t, Config{}, newMemory())
 	for _, keep := range []bool{false, true} {
-		sub, _ := dial(t, b, 5, "sub", connectOptions{keep: keep})
-		sub.subscribe("x", 1)
-		c, _ := dial(t, b, 5, "c1", connectOptions{})
-		c.publish(pub{topic: "x", payload: "p", qos: 1, id: 1, dup: true})
-		c.expect(packets.Puback, 1)
-		if pk := sub.expectPayload("p"); pk.FixedHeader.Dup {
-			t.Fatalf("keep %v: a first delivery is marked as a repeat", keep)
+		for qos := range byte(2) { // of QoS 0 nothing is a repeat
+			sub, _ := dial(t, b, 5, "sub", connectOptions{keep: keep})
+			sub.subscribe("x", qos)
+			c, _ := dial(t, b, 5, "c1", connectOptions{})
+			c.publish(pub{topic: "x", payload: "p", qos: 1, id: 1, dup: true})
+			c.expect(packets.Puback, 1)
+			if pk := sub.expectPayload("p"); pk.FixedHeader.Dup || pk.FixedHeader.Qos != qos {
+				t.Fatalf("keep %v: a first delivery of QoS %d is one of %d, repeat %v", keep, qos, pk.FixedHeader.Qos, pk.FixedHeader.Dup)
+			}
 		}
 	}
 }
@@ -190,4 +192,52 @@ func TestAClientWithoutCreditIsAnsweredAllTheSame(t *testing.T) {
 		sub.ping() // a PUBREC gives no credit back, a PUBCOMP does
 		sub.ack(packets.Pubcomp, pk.PacketID)
 	}
+}
+
+// TestReleasesKeepTheOrderOfTheReceipts: PUBREL goes out in the order in which PUBREC came in.
+func TestReleasesKeepTheOrderOfTheReceipts(t *testing.T) {
+	b := start(t, Config{}, newMemory())
+	for _, keep := range []bool{false, true} { // by the node, and after the shard knows
+		sub, _ := dial(t, b, 5, "sub", connectOptions{keep: keep})
+		sub.subscribe("x", 2)
+		c, _ := dial(t, b, 5, "c1", connectOptions{})
+		const n = 16
+		var receipts []byte
+		for i := range uint16(n) {
+			c.publish(pub{topic: "x", payload: "p", qos: 2, id: i + 1})
+			c.expect(packets.Pubrec, i+1)
+			receipts = append(receipts, 0x50, 2, 0, byte(sub.expectPayload("p").PacketID))
+		}
+		sub.send(receipts)
+		for i := range n {
+			sub.expect(packets.Pubrel, uint16(receipts[4*i+3]))
+		}
+	}
+}
+
+// TestAMessageOfQoS2StaysWithTheMemberThatHasIt: of a shared group it is sent to that member again when it
+// is back, and to nobody else, not even when its session ends.
+func TestAMessageOfQoS2StaysWithTheMemberThatHasIt(t *testing.T) {
+	b := start(t, Config{}, newMemory())
+	o := connectOptions{keep: true, props: seconds(packets.PropSessionExpiryInterval, 100)}
+	one, _ := dial(t, b, 5, "m1", o)
+	one.subscribe("$share/g/jobs", 2)
+	c, _ := dial(t, b, 5, "c1", connectOptions{})
+	c.publish(pub{topic: "jobs", payload: "job", qos: 2, id: 1})
+	c.expect(packets.Pubrec, 1)
+	id := one.expectPayload("job").PacketID
+	two, _ := dial(t, b, 5, "m2", o)
+	two.subscribe("$share/g/jobs", 2)
+	one.Close()
+	eventually(t, "its connection has ended", func() bool { return b.sessions.get("m1") == nil })
+	two.ping()
+	one, _ = dial(t, b, 5, "m1", o)
+	if pk := one.expectPayload("job"); pk.PacketID != id || !pk.FixedHeader.Dup {
+		t.Fatalf("sent again as %s, repeat %v", describe(pk), pk.FixedHeader.Dup)
+	}
+	dial(t, b, 5, "m1", connectOptions{}) // its session ends
+	two.ping()
+	c.ack(packets.Pubrel, 1)
+	c.expect(packets.Pubcomp, 1)
+	two.ping()
 }

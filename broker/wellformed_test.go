@@ -115,6 +115,8 @@ func TestConnectsAgainstTheStandardAreRefusedWithTheirReason(t *testing.T) {
 		{"will of QoS 3", connect(2|4|3<<3, none, id, none, appendString(nil, "will"), appendString(nil, "w")), 0x81},
 		{"will QoS without a will", connect(2|1<<3, none, id), 0x82},
 		{"will retain without a will", connect(2|1<<5, none, id), 0x82},
+		{"password without its flag", connect(2|0x80, none, id, appendString(nil, "user"), appendString(nil, "secret")), 0x81},
+		{"password without a user name, which MQTT 5 allows", connect(2|0x40, none, id, appendString(nil, "secret")), 0},
 		{"reserved flag", connect(2|1, none, id), 0x82},
 		{"user name without its flag", connect(2, none, id, appendString(nil, "user")), 0x81},
 		{"user name that is no text", connect(2|0x80, none, id, appendString(nil, "\xff")), 0x81},
