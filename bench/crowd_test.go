@@ -103,18 +103,22 @@ func TestEachReachesAllMembersAndStopsAtAnError(t *testing.T) {
 	}
 }
 
-func TestRateOfAGatewayIsWholeAfterTheLastShortBin(t *testing.T) {
+func TestRateOfAGatewayIsWholeWhenAcksKeepUpAgain(t *testing.T) {
 	g := &gateway{cfg: &GatewayConfig{Rate: 100}}
 	killed := time.Now()
-	at := func(d time.Duration) { g.sent, g.acked = append(g.sent, killed.Add(d)), append(g.acked, killed.Add(d)) }
 	for d := -gatewayWatch; d < gatewayWatch; d += 10 * time.Millisecond {
-		if d < 0 || d > 400*time.Millisecond { // nothing for 400 ms: the first bin is empty, the second too thin
-			at(d)
+		at := d
+		switch {
+		case d == 3*time.Second: // late for a reason of its own
+			at += 300 * time.Millisecond
+		case d >= 0: // nothing for 410 ms, then twice the rate until the backlog is gone
+			at = max(d, 410*time.Millisecond+d/2)
 		}
+		g.sent, g.acked = append(g.sent, killed.Add(d)), append(g.acked, killed.Add(at))
 	}
 	k := g.judge(killed)
-	if k.Before != 0 || k.Full != 500 || k.Gap < 400 || k.Gap > 420 {
-		t.Errorf("before the kill %v ms, whole after %v ms, gap %v ms; want 0, 500, 410", k.Before, k.Full, k.Gap)
+	if k.Before != 0 || k.Full != 715 || k.Gap != 410 || k.Late != 100 { // what was sent at 610 ms is the last that waits for more than 100
+		t.Errorf("before the kill %v ms, whole after %v ms, gap %v ms, late from %v ms on; want 0, 715, 410, 100", k.Before, k.Full, k.Gap, k.Late)
 	}
 }
 

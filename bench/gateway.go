@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -34,7 +33,7 @@ type Gateways struct {
 	Messages   float64       `json:"messages_per_second"` // of each gateway
 	Each       []GatewayKill `json:"each"`
 	Gap        Gaps          `json:"gap"`       // longest time without an acknowledgement
-	Full       Gaps          `json:"full_rate"` // from the kill until the rate is whole again for good
+	Full       Gaps          `json:"full_rate"` // from the kill until acks keep up with the offered rate again
 	Control    Gaps          `json:"control"`   // the same of the seconds before the kill: what the machine does without one
 	LoadBefore float64       `json:"load_average_before"`
 	LoadAfter  float64       `json:"load_average_after"`
@@ -47,13 +46,18 @@ type GatewayKill struct {
 	Gap     float64 `json:"gap_ms"`
 	Full    float64 `json:"full_rate_ms"`
 	Before  float64 `json:"control_ms"`
-	P50     float64 `json:"p50_ms"` // before the kill
+	Late    float64 `json:"late_ms"` // a publish that waits for longer is late
+	P50     float64 `json:"p50_ms"`  // before the kill
 }
 
 const (
 	gatewayWatch = 5 * time.Second // before and after the kill
-	gatewayBin   = 250 * time.Millisecond
-	gatewayFull  = 0.9 // of the offered rate in a bin
+	// A publish is late when it waits for longer than gatewayLate, or gatewaySlow times what the ninety-ninth of
+	// a hundred waited for before the kill.
+	gatewayLate = 100 * time.Millisecond
+	gatewaySlow = 2
+	// gatewayHold is for how long none must be late for the rate to count as whole again.
+	gatewayHold = time.Second
 )
 
 // RunGateways kills nodes, one after the other, under gateways that are connected to
@@ -223,26 +227,28 @@ func (g *gateway) judge(killed time.Time) (k GatewayKill) {
 			longest, last = max(longest, at.Sub(last)), at
 		}
 	}
-	k.Gap, k.P50 = ms(longest), gapsOf(waits).P50
-	k.Before, k.Full = ms(g.whole(killed.Add(-gatewayWatch))), ms(g.whole(killed))
+	before := gapsOf(waits)
+	late := max(gatewayLate, time.Duration(gatewaySlow*before.P99*float64(time.Millisecond)))
+	k.Gap, k.P50, k.Late = ms(longest), before.P50, ms(late)
+	k.Before, k.Full = ms(g.whole(killed.Add(-gatewayWatch), late)), ms(g.whole(killed, late))
 	return k
 }
 
-// whole is when, counted from a moment, the last bin was over in which fewer were
-// acknowledged than the gateway offered.
-func (g *gateway) whole(from time.Time) time.Duration {
-	bins := make([]int, gatewayWatch/gatewayBin)
-	for _, at := range g.acked {
-		if i := int(at.Sub(from) / gatewayBin); !at.Before(from) && i < len(bins) {
-			bins[i]++
+// whole is how long after a moment the gateway had its full rate again: until the ack of the last publish
+// that was late, when none was for gatewayHold afterwards. What was not delayed at all had it at once.
+func (g *gateway) whole(from time.Time, late time.Duration) time.Duration {
+	last := from
+	for i, at := range g.acked {
+		if at.Before(from) {
+			continue
+		}
+		if at.Sub(g.sent[i]) > late {
+			last = at
+		} else if g.sent[i].Sub(last) > gatewayHold {
+			break
 		}
 	}
-	for i := range slices.Backward(bins) {
-		if float64(bins[i]) < gatewayFull*g.cfg.Rate*gatewayBin.Seconds() {
-			return time.Duration(i+1) * gatewayBin
-		}
-	}
-	return 0
+	return last.Sub(from)
 }
 
 // Table writes the result for people.
@@ -253,7 +259,7 @@ func (o *Gateways) Table(w io.Writer) error {
 	for _, r := range []struct {
 		name string
 		g    Gaps
-	}{{"longest time without an acknowledgement", o.Gap}, {"until the full rate, for good", o.Full}, {"the same without a kill (control)", o.Control}} {
+	}{{"longest time without an acknowledgement", o.Gap}, {"until the full rate", o.Full}, {"the same without a kill (control)", o.Control}} {
 		fmt.Fprintf(&b, "%-42s %7d %8.0f %8.0f %8.0f %8.0f\n", r.name, r.g.Count, r.g.P50, r.g.P90, r.g.P99, r.g.Max)
 	}
 	_, err := io.WriteString(w, b.String())

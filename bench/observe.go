@@ -72,22 +72,28 @@ func scrape(ctx context.Context, n *devcluster.Node, names ...string) ([]float64
 // clockTick is the kernel's unit of CPU time for user space (USER_HZ).
 const clockTick = 10 * time.Millisecond
 
-// cpuOf reads user and system time of a process (proc(5), fields 14 and 15).
+// cpuOf is what a process has spent so far.
 func cpuOf(pid int) (time.Duration, error) {
+	user, system, err := cpuParts(pid)
+	return user + system, err
+}
+
+// cpuParts reads user and system time of a process (proc(5), fields 14 and 15).
+func cpuParts(pid int) (user, system time.Duration, err error) {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, fmt.Errorf("read CPU time: %w", err)
+		return 0, 0, fmt.Errorf("read CPU time: %w", err)
 	}
 	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	var ticks int
-	for _, i := range []int{11, 12} {
-		n, err := strconv.Atoi(fields[i])
+	var ticks [2]time.Duration
+	for i := range ticks {
+		n, err := strconv.Atoi(fields[11+i])
 		if err != nil {
-			return 0, fmt.Errorf("read CPU time: %w", err)
+			return 0, 0, fmt.Errorf("read CPU time: %w", err)
 		}
-		ticks += n
+		ticks[i] = time.Duration(n) * clockTick
 	}
-	return time.Duration(ticks) * clockTick, nil
+	return ticks[0], ticks[1], nil
 }
 
 // profiled is where the CPU time of all nodes went, as shares of the whole.
