@@ -186,6 +186,46 @@ func TestAQuietMachineIsAskedWhetherItIsThere(t *testing.T) {
 	}
 }
 
+// TestAProcessThatAcceptsNothingIsThere: the kernel of a process that is paused, or
+// too busy to accept, makes the connection all the same.
+func TestAProcessThatAcceptsNothingIsThere(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0") // and no Accept
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	cfg := detector.DefaultConfig()
+	answered := make(chan error, 16)
+	cfg.Dial = func(ctx context.Context, addr string) (net.Conn, error) {
+		c, err := new(net.Dialer).DialContext(ctx, "tcp", addr)
+		answered <- err
+		return c, err
+	}
+	d, err := detector.New(slog.New(slog.DiscardHandler), nil, cfg, &door{addr: l.Addr().String()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for try := 0; ; try++ { // a machine that is busy may be too late to ask
+		d.Observe("n1.00000001", detector.Quiet)
+		select {
+		case err := <-answered:
+			if err == nil {
+				if err := d.Close(); err != nil {
+					t.Error(err)
+				}
+				if d.Down("n1.00000001") {
+					t.Error("it is held for gone")
+				}
+				return
+			}
+		case <-time.After(time.Second):
+		}
+		if try == 60 {
+			t.Fatal("no connect was answered")
+		}
+	}
+}
+
 // lostAfter answers the first n connects.
 func lostAfter(n int32) func(ctx context.Context) error {
 	var asked atomic.Int32

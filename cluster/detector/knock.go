@@ -98,8 +98,8 @@ const (
 )
 
 // unreachable finds out whether no machine answers at addr. Refusing is an answer
-// too. While this process stood still, answers may have waited for it: nothing is
-// said then.
+// too. While this process stood still, answers may have waited for it, and a touch
+// may have begun too late: nothing is said then.
 func (d *Detector) unreachable(addr string) (Signal, bool) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(d.ctx, touchTimeout)
@@ -111,6 +111,10 @@ func (d *Detector) unreachable(addr string) (Signal, bool) {
 			case <-ctx.Done():
 				answers <- context.Canceled // somebody answered an earlier one
 			case <-time.After(time.Duration(i) * touchEvery):
+				if time.Since(began) > time.Duration(i+1)*touchEvery {
+					answers <- nil // we are late, and have not given it its time
+					return
+				}
 				answers <- d.touch(ctx, addr)
 			}
 		})
