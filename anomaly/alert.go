@@ -51,11 +51,36 @@ const (
 	openShare = 45 // while an alert is open
 )
 
-func told(open bool) float64 {
-	if open {
-		return openShare
+// What lasts is not what each reading says of itself: a fault has readings without any
+// surprise, and those between two surprising ones belong to it. The severity of what is no news
+// is therefore at least what the mean score of the last readings gives, which
+// rises fast at first, never reaches lastMost, and never is the same twice: a list
+// sorted by severity has no long tie of readings at zero.
+const (
+	lastShare = 0.2   // of the newest score in that mean: about five readings
+	lastMost  = 30.0  // below an alert's 50: what lasts is no news
+	lastHalf  = 0.2   // mean score that gives half of it, nearly
+	lastLeast = 1e-12 // smaller means are none: a float32 without end would be slow
+)
+
+// recent moves the mean score of the last readings by one.
+func (s *alarm) recent(score float64) float64 {
+	m := toward(float64(s.lasting), score, lastShare)
+	if m < lastLeast {
+		m = 0
 	}
-	return toldShare
+	s.lasting = float32(m)
+	return m
+}
+
+// told is the severity of what is no news; lasting is the mean score of the last
+// readings.
+func told(open bool, score, lasting float64) float64 {
+	share := float64(toldShare)
+	if open {
+		share = openShare
+	}
+	return larger(mul(share, score), mul(lastMost*(1+lastHalf), lasting)/(lasting+lastHalf))
 }
 
 // Grade is a severity in a word: "normal" below 25, "notice" below 50, "warning"

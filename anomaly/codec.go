@@ -8,10 +8,11 @@ import (
 )
 
 // stateVersion is the first byte of a serialised State; FORMAT.md draws it.
-const stateVersion = 3
+const stateVersion = 4
 
 // stateFirst is the oldest version that DecodeState still reads, so that a new
-// detector starts warm: 1 lacks what walkSecond visits, 2 what walkThird does.
+// detector starts warm: 1 lacks what walkSecond visits, 2 what walkThird does, 3
+// what walkFourth does.
 const stateFirst = 1
 
 // ErrState marks bytes that are not a State that AppendState wrote.
@@ -23,6 +24,7 @@ func AppendState(dst []byte, s *State) []byte {
 	walk(&e, s)
 	walkSecond(&e, s)
 	walkThird(&e, s)
+	walkFourth(&e, s)
 	return e.dst
 }
 
@@ -44,8 +46,11 @@ func DecodeState(b []byte, s *State) (rest []byte, err error) {
 	} else {
 		got.noiseHigh, got.noiseLow = float32(got.noise), float32(got.noise)
 	}
-	if b[0] == stateVersion {
+	if b[0] >= 3 {
 		walkThird(&d, &got)
+	}
+	if b[0] == stateVersion {
+		walkFourth(&d, &got)
 	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d", ErrState, d.bad, len(b)-len(d.src))
@@ -138,6 +143,9 @@ func walkThird[C coder](c C, s *State) {
 	c.u8(&s.moves)
 }
 
+// walkFourth visits what version 4 added.
+func walkFourth[C coder](c C, s *State) { c.f32(&s.lasting) }
+
 // walkSecond visits what version 2 added.
 func walkSecond[C coder](c C, s *State) {
 	for _, f := range []*float32{&s.noiseHigh, &s.noiseLow, &s.load, &s.resid} {
@@ -153,7 +161,7 @@ func walkSecond[C coder](c C, s *State) {
 func (s *State) check() error {
 	ok := s.bin < hours && s.n <= countCap && s.run <= countCap && s.tail.count <= tailCount && s.cadence >= 0 &&
 		s.noise >= 0 && s.plain >= 0 && s.seasonal >= 0 && s.hi >= s.lo && s.spread >= 0 && s.target >= 0 && s.bar >= 0 &&
-		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.noiseHigh >= 0 && s.noiseLow >= 0 && s.resid >= 0 && s.grain >= 0 && s.moves <= grainAfter && s.binN <= countCap && s.dayN <= countCap
+		s.causeOf <= causeLast && s.side >= -1000 && s.side <= 1000 && s.vr >= 0 && s.peak >= 0 && s.memory >= 0 && s.noiseHigh >= 0 && s.noiseLow >= 0 && s.resid >= 0 && s.grain >= 0 && s.moves <= grainAfter && s.lastingOK() && s.binN <= countCap && s.dayN <= countCap
 	if s.n > 0 {
 		for j := range s.ex {
 			ok = ok && s.ex[j] > 0 && s.q[j] >= 0
@@ -168,6 +176,8 @@ func (s *State) check() error {
 	}
 	return nil
 }
+
+func (s *alarm) lastingOK() bool { return s.lasting >= 0 && s.lasting <= 1 }
 
 func (t *tail) ok() bool {
 	return t.count <= tailCount && (t.count == 0 || t.mean > 0 && t.sq >= 0 && t.q > 0)

@@ -98,7 +98,11 @@ func TestOlderStateStartsWarm(t *testing.T) {
 	two := encoder{dst: []byte{2}}
 	walk(&two, &s)
 	walkSecond(&two, &s)
-	for _, old := range [][]byte{one.dst, two.dst} {
+	three := encoder{dst: []byte{3}}
+	walk(&three, &s)
+	walkSecond(&three, &s)
+	walkThird(&three, &s)
+	for _, old := range [][]byte{one.dst, two.dst, three.dst} {
 		var back State
 		rest, err := DecodeState(old, &back)
 		if err != nil || len(rest) != 0 {

@@ -4,9 +4,10 @@ import "fmt"
 
 // deviceVersion is the first byte of a serialised DeviceState; of those from
 // deviceFirst on what still means the same is read, so that a new detector starts
-// warm: 1 had another alert and no tail of the whole, 2 lacks what walkThirdDevice visits.
+// warm: 1 had another alert and no tail of the whole, 2 lacks what walkThirdDevice visits,
+// 3 what walkFourthDevice does.
 const (
-	deviceVersion = 3
+	deviceVersion = 4
 	deviceFirst   = 1
 )
 
@@ -15,6 +16,7 @@ func AppendDevice(dst []byte, s *DeviceState) []byte {
 	e := encoder{dst: append(dst, deviceVersion)}
 	walkDevice(&e, s)
 	walkThirdDevice(&e, s)
+	walkFourthDevice(&e, s)
 	return e.dst
 }
 
@@ -31,8 +33,11 @@ func DecodeDevice(b []byte, s *DeviceState) (rest []byte, err error) {
 	} else {
 		walkDevice(&d, &got)
 	}
-	if b[0] == deviceVersion {
+	if b[0] >= 3 {
 		walkThirdDevice(&d, &got)
+	}
+	if b[0] == deviceVersion {
+		walkFourthDevice(&d, &got)
 	}
 	if d.bad != "" {
 		return nil, fmt.Errorf("%w: %s at byte %d of a device's", ErrState, d.bad, len(b)-len(d.src))
@@ -87,8 +92,11 @@ func walkDevice[C coder](c C, s *DeviceState) {
 // walkThirdDevice visits what version 3 added.
 func walkThirdDevice[C coder](c C, s *DeviceState) { c.u16(&s.whole.over) }
 
+// walkFourthDevice visits what version 4 added.
+func walkFourthDevice[C coder](c C, s *DeviceState) { c.f32(&s.lasting) }
+
 func (s *DeviceState) check() error {
-	ok := s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.whole.ok() && s.target >= 0 && s.causeOf <= causeLast
+	ok := s.lastingOK() && s.cadence >= 0 && s.n <= countCap && s.energy >= 0 && s.broken >= 0 && s.tail.ok() && s.whole.ok() && s.target >= 0 && s.causeOf <= causeLast
 	for _, k := range s.excused {
 		ok = ok && k <= excuseMax
 	}

@@ -4,7 +4,7 @@ import "math"
 
 // Version names the arithmetic: two builds with equal Version give equal states
 // and verdicts for equal readings. Any change of a result raises it.
-const Version = 5
+const Version = 6
 
 const (
 	learnTailsAfter = 16 // readings before the features' tails are learned: the scales must exist
@@ -23,8 +23,9 @@ type Verdict struct {
 	Score float32
 	// Severity is 100 Score if the reading is news: if it beats the decaying peak
 	// of earlier news by 1.5 nats; otherwise 20 Score, 45 Score while an alert is
-	// open, so that what goes on ranks below what is new and above what is quiet. An
-	// alert opens at about 50: a little below on a series long without alerts,
+	// open, or what the mean Score of the last readings gives, at most 30: what goes on
+	// ranks below what is new and above what is quiet, and what is quiet by how long
+	// it has been. An alert opens at about 50: a little below on a series long without alerts,
 	// higher on one that had many.
 	Severity float64
 	// Expected is the forecast made before the reading; readings outside Low to
@@ -163,14 +164,17 @@ func (d *Detector) judge(s *State, out *Verdict, u float64) {
 		out.fit = float32(s.tail.nats(u, 0))
 	}
 	if !out.Warmup {
+		score := 0.0
 		if nats > 0 {
-			score := 1 - exp(-mul(math.Ln2, nats)/aim)
+			score = 1 - exp(-mul(math.Ln2, nats)/aim)
 			out.Score = grade(score)
-			out.Severity = mul(told(s.open), score)
-			if nats > peak+worseBy {
-				out.Severity = 100 * score
-				s.peak = float32(nats)
-			}
+		}
+		lasting := s.recent(score)
+		if nats > peak+worseBy {
+			out.Severity = 100 * score
+			s.peak = float32(nats)
+		} else {
+			out.Severity = told(s.open, score, lasting)
 		}
 		out.Alert = d.alertStep(&s.alarm, nats, aim, peak, habitGain, out.Cause)
 	}

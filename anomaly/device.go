@@ -229,18 +229,20 @@ func (d *Detector) judgeWhole(s *DeviceState, r *Row, out *DeviceVerdict, jointN
 // own account, which stays comparable over years, and the half of the scale the
 // device's tail, which says how rare such a message is.
 func (s *DeviceState) show(out *DeviceVerdict, nats float64, rare, news bool) {
-	if out.nats = nats; nats <= 0 {
-		return
+	out.nats = nats
+	score := 0.0
+	if nats > 0 {
+		score = 1 - exp(-mul(math.Ln2, nats)/float64(s.target))
+		if !rare {
+			score *= 0.5
+		}
+		out.Score = grade(score)
 	}
-	score := 1 - exp(-mul(math.Ln2, nats)/float64(s.target))
-	if !rare {
-		score *= 0.5
-	}
-	out.Score = grade(score)
+	lasting := s.recent(score)
 	if news {
 		out.Severity = mul(100, score)
 	} else {
-		out.Severity = mul(told(s.open), score)
+		out.Severity = told(s.open, score, lasting)
 	}
 }
 

@@ -229,8 +229,14 @@ func TestOlderDeviceStateStartsWarm(t *testing.T) {
 	two := encoder{dst: []byte{2}}
 	walkDevice(&two, &s)
 	var back DeviceState
-	if rest, err := DecodeDevice(two.dst, &back); err != nil || len(rest) != 0 || back.whole.q != s.whole.q || back.alarm != s.alarm || back.whole.over != 0 {
+	if rest, err := DecodeDevice(two.dst, &back); err != nil || len(rest) != 0 || back.whole.q != s.whole.q || back.habit != s.habit || back.target != s.target || back.whole.over != 0 {
 		t.Fatalf("rest %d bytes, error %v, state %+v", len(rest), err, back)
+	}
+	three := encoder{dst: []byte{3}}
+	walkDevice(&three, &s)
+	walkThirdDevice(&three, &s)
+	if rest, err := DecodeDevice(three.dst, &back); err != nil || len(rest) != 0 || back.whole != s.whole || back.lasting != 0 {
+		t.Fatalf("version 3: rest %d bytes, error %v, state %+v", len(rest), err, back)
 	}
 	e := encoder{dst: []byte{deviceFirst}}
 	walkFirstDevice(&e, &s)

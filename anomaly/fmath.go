@@ -62,15 +62,12 @@ func ln(x float64) float64 {
 	}
 	f := (m - 1) / (m + 1)
 	g := mul(f, f)
-	p := 1.0 / 19
-	p = 1.0/17 + mul(g, p)
-	p = 1.0/15 + mul(g, p)
-	p = 1.0/13 + mul(g, p)
-	p = 1.0/11 + mul(g, p)
-	p = 1.0/9 + mul(g, p)
-	p = 1.0/7 + mul(g, p)
-	p = 1.0/5 + mul(g, p)
-	p = 1.0/3 + mul(g, p)
+	// the series by pairs (Estrin): half of the steps wait for one another
+	g2 := mul(g, g)
+	g4 := mul(g2, g2)
+	a := (1.0/3 + mul(g, 1.0/5)) + mul(g2, 1.0/7+mul(g, 1.0/9))
+	z := (1.0/11 + mul(g, 1.0/13)) + mul(g2, 1.0/15+mul(g, 1.0/17))
+	p := a + mul(g4, z+mul(g4, 1.0/19))
 	r := mul(2*f, 1+mul(g, p))
 	return mul(float64(k), ln2Hi) + (r + mul(float64(k), ln2Lo))
 }
@@ -101,19 +98,12 @@ func exp(x float64) float64 {
 	}
 	k := int(mul(x, 1/math.Ln2)+1024.5) - 1024 // floor(x/ln2 + 1/2) for |x| <= 700
 	r := (x - mul(float64(k), ln2Hi)) - mul(float64(k), ln2Lo)
-	p := 1.0 / 6227020800
-	p = 1.0/479001600 + mul(r, p)
-	p = 1.0/39916800 + mul(r, p)
-	p = 1.0/3628800 + mul(r, p)
-	p = 1.0/362880 + mul(r, p)
-	p = 1.0/40320 + mul(r, p)
-	p = 1.0/5040 + mul(r, p)
-	p = 1.0/720 + mul(r, p)
-	p = 1.0/120 + mul(r, p)
-	p = 1.0/24 + mul(r, p)
-	p = 1.0/6 + mul(r, p)
-	p = 1.0/2 + mul(r, p)
-	p = 1 + mul(r, p)
-	p = 1 + mul(r, p)
+	r2 := mul(r, r)
+	r4 := mul(r2, r2)
+	a := (1 + r) + mul(r2, 1.0/2+mul(r, 1.0/6))
+	b := (1.0/24 + mul(r, 1.0/120)) + mul(r2, 1.0/720+mul(r, 1.0/5040))
+	c := (1.0/40320 + mul(r, 1.0/362880)) + mul(r2, 1.0/3628800+mul(r, 1.0/39916800))
+	c += mul(r4, 1.0/479001600+mul(r, 1.0/6227020800))
+	p := (a + mul(r4, b)) + mul(mul(r4, r4), c)
 	return mul(p, math.Float64frombits(uint64(k+1023)<<52))
 }

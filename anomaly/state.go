@@ -66,6 +66,7 @@ type alarm struct {
 	fade    float32 // share of peak that a reading takes away; renewed with bar
 	peak    float32 // decaying peak of the surprise, nats
 	worst   float32 // worst surprise of the open alert, nats
+	lasting float32 // mean score of the last readings
 	quiet   uint16  // quiet readings in a row while an alert is open
 	open    bool
 	causeOf Cause // of the open alert

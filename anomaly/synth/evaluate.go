@@ -23,6 +23,9 @@ type Result struct {
 	Months      float64        `json:"months"`       // device-months in which there could be false alarms
 	Rate        float64        `json:"rate"`         // false alarms per device-month
 	Causes      map[string]int `json:"causes"`       // of the found
+	// Precision is the average precision of the rows of the fault among all rows of
+	// its device, ranked by severity; mean over the devices.
+	Precision float64 `json:"average_precision"`
 }
 
 // Evaluate runs devices with seeds first, first+1, ... through the detector, so
@@ -38,6 +41,7 @@ func Evaluate(p anomaly.Params, first uint64, devices int) []Result {
 			o := run(p, d)
 			r.FalseAlarms += o.falseAlarms
 			r.Months += o.months
+			r.Precision += o.precision / float64(devices)
 			if o.delay < 0 {
 				continue
 			}
@@ -66,6 +70,7 @@ type outcome struct {
 	sensor      bool
 	falseAlarms int
 	months      float64
+	precision   float64
 }
 
 // run plays one device.
@@ -80,6 +85,7 @@ func run(p anomaly.Params, d *Device) outcome {
 	perDay := int(day / d.Cadence)
 	o := outcome{delay: -1}
 	counted := 0
+	severity, broken := make([]float64, len(d.Times)), make([]bool, len(d.Times))
 	for i, t := range d.Times {
 		row.Reset()
 		var members []int
@@ -90,6 +96,7 @@ func run(p anomaly.Params, d *Device) outcome {
 			}
 		}
 		v := det.Finish(&dev, &row, t)
+		severity[i], broken[i] = v.Severity, i >= d.From && i < d.To
 		near := d.From < len(d.Times) && i >= d.From && i < d.To+perDay/8
 		away := i < d.From || i >= d.To+perDay
 		if away && !v.Warmup {
@@ -106,6 +113,7 @@ func run(p anomaly.Params, d *Device) outcome {
 			o.falseAlarms++
 		}
 	}
+	o.precision = averagePrecision(severity, broken)
 	o.months = float64(counted) * float64(d.Cadence) / month
 	return o
 }

@@ -18,6 +18,9 @@ type PlantResult struct {
 	SwitchShare float64            `json:"switch_share"` // changes of mode in days 6 to 10 with an alert within five minutes
 	Inside      float64            `json:"inside"`       // mean severity in the first half hour of a fault
 	Outside     float64            `json:"outside"`      // mean severity elsewhere in the second half
+	// Precision is the average precision of the rows of faults among all rows of
+	// their plant, ranked by severity; mean over the plants.
+	Precision float64 `json:"average_precision"`
 }
 
 // plantRecovery is how many rows behind a fault belong to it: the tank fills and
@@ -38,6 +41,11 @@ func EvaluatePlants(p anomaly.Params, first uint64, plants int) PlantResult {
 		pl := NewPlant(first + uint64(i))
 		opened, severity := playPlant(p, pl)
 		near := t.faults(pl, opened, severity)
+		broken := make([]bool, plantRows)
+		for j := range broken {
+			broken[j] = pl.faultAt(j) != ""
+		}
+		t.Precision += averagePrecision(severity, broken) / float64(plants)
 		t.quiet(pl, opened, near, severity)
 	}
 	days := float64(plants) * plantDays / 4

@@ -98,3 +98,29 @@ func TestAPlantsModesBecomeNormal(t *testing.T) {
 		t.Errorf("%.2f of the faults found, severity %.1f inside of them, %.1f outside", r.Recall, r.Inside, r.Outside)
 	}
 }
+
+// A fault within the range of what a short wave does ranks above it.
+func TestFaultsOfAWaveRankAboveIt(t *testing.T) {
+	r := EvaluateWaves(anomaly.DefaultParams(), 500, 8)
+	t.Logf("%+v", r)
+	if r.Precision < 0.15 || r.Alerts > 0.5 {
+		t.Errorf("average precision %.2f, %.2f alerts elsewhere", r.Precision, r.Alerts)
+	}
+}
+
+func TestAveragePrecisionTakesEqualScoresTogether(t *testing.T) {
+	positive := []bool{true, false, true, false}
+	for _, c := range []struct {
+		score []float64
+		want  float64
+	}{
+		{[]float64{4, 2, 3, 1}, 1},
+		{[]float64{1, 1, 1, 1}, 0.5},
+		{[]float64{4, 3, 2, 1}, 0.5 + 0.5*2/3},
+		{[]float64{0, 5, 0, 5}, 0.5},
+	} {
+		if got := averagePrecision(c.score, positive); math.Abs(got-c.want) > 1e-12 {
+			t.Errorf("%v: %v, want %v", c.score, got, c.want)
+		}
+	}
+}

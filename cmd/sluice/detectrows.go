@@ -16,7 +16,7 @@ type rowLine struct {
 	Line   int64     `json:"line"`
 	Time   *api.Time `json:"time"`
 	Device string    `json:"device,omitempty"` // where the file holds several
-	// Severity is 0 to 100 where the row is news, a part of that where it is not; 50 is one false alarm
+	// Severity is 0 to 100 where the row is news, at most 45 where it goes on; 50 is one false alarm
 	// per device and month.
 	Severity    float64  `json:"severity"`
 	Grade       string   `json:"grade"`
@@ -87,7 +87,7 @@ func (f *detection) rowLine(r *detectRow) *rowLine {
 	if len(f.devices) > 1 {
 		l.Device = f.devices[r.device]
 	}
-	l.Severity, l.Score, l.Probability = round(v.Severity, 2), float64(v.Score), v.Probability()
+	l.Severity, l.Score, l.Probability = round(v.Severity, 4), float64(v.Score), v.Probability()
 	l.Alert, l.Open, l.Warmup = v.Alert == anomaly.Opened, v.Open, v.Warmup
 	if v.Alert != anomaly.None {
 		l.Event = v.Alert.String()
@@ -113,7 +113,7 @@ func (f *detection) sensorLines(r *detectRow) map[string]*sensorLine {
 			continue
 		}
 		t := &r.verdicts[k]
-		s := &sensorLine{Value: decimal(x), Expected: decimal(t.Expected), Low: decimal(t.Low), High: decimal(t.High), Severity: round(t.Severity, 2), Score: float64(t.Score)}
+		s := &sensorLine{Value: decimal(x), Expected: decimal(t.Expected), Low: decimal(t.Low), High: decimal(t.High), Severity: round(t.Severity, 4), Score: float64(t.Score)}
 		if t.Severity > 0 {
 			s.Cause = t.Cause.String()
 		}
