@@ -235,7 +235,7 @@ func TestMalformedFramesEndTheConnection(t *testing.T) {
 	binary.LittleEndian.PutUint32(short, 3)
 	for name, f := range map[string][]byte{
 		"length beyond the bound": huge, "length below a header": short, "flipped bit in the body": alter(headerBytes, 1),
-		"flipped bit in the group": alter(17, 8), "unknown version": alter(8, 2), "unknown flag": alter(10, 0x80),
+		"flipped bit in the group": alter(17, 8), "unknown version": alter(8, 3), "unknown flag": alter(10, 0x80),
 		"a response from a dialer": rawFrame(header{kind: 64, incarnation: 1, request: 1, response: true}, nil),
 		"raft request without id":  rawFrame(header{kind: kindVote, incarnation: 1}, nil),
 	} {

@@ -11,7 +11,9 @@
 // connection prove the shared secret to each other and name both incarnations;
 // every frame names its receiver's incarnation, and a frame for another one is
 // dropped, so that a node that comes back empty is never mistaken for the one
-// that voted. Cluster ids are compared when both ends have one
+// that voted. The same goes for a raft group's replica that has begun anew on a
+// node that has not: a request of raft names the replica's incarnation, and only
+// the one that runs sees it ([Mux.GroupAs]). Cluster ids are compared when both ends have one
 // ([Mux.SetClusterID]); a node that has not joined yet has none.
 //
 // Invariants:

@@ -29,8 +29,8 @@ const (
 // applicationKinds is how many kinds services can use.
 const applicationKinds = int(kindMax-KindApplication) + 1
 
-// frameVersion is the first version of the format.
-const frameVersion = 1
+// frameVersion is that of the format, the bodies of raft messages included.
+const frameVersion = 2
 
 // headerBytes is the fixed part of a frame; see FORMAT.md.
 const headerBytes = 28

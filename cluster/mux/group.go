@@ -2,11 +2,15 @@ package mux
 
 import (
 	"bytes"
+	"cmp"
+	"errors"
 	"fmt"
 	"sync"
 	"sync/atomic"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/serverid"
 )
 
 const (
@@ -57,6 +61,7 @@ type beat struct {
 type Transport struct {
 	m        *Mux
 	group    uint32
+	server   uint32 // incarnation of the replica; requests for another one are refused
 	consumer chan raft.RPC
 	handler  atomic.Pointer[func(raft.RPC)]
 	gate     atomic.Pointer[Gate]
@@ -75,19 +80,34 @@ type Transport struct {
 	hurried sync.Once
 }
 
-// Group returns the transport of a raft group; the same one until it is closed.
-// Raft closes it when it has shut down, and the group can be opened again.
-func (m *Mux) Group(id uint32) *Transport {
+// Group returns the transport of a raft group whose replica here has never begun
+// anew, or whatever there is of this group; the same one until it is closed. Raft
+// closes it when it has shut down, and the group can be opened again.
+func (m *Mux) Group(id uint32) *Transport { return m.GroupAs(id, 0) }
+
+// GroupAs is Group for an incarnation of the replica: requests for another one are
+// answered as if they had reached the wrong peer. One that another incarnation has
+// left open is closed. 0 is the one that is open, or the first.
+func (m *Mux) GroupAs(id, incarnation uint32) *Transport {
+	t, other := m.groupAs(id, incarnation)
+	if other != nil {
+		other.end()
+	}
+	return t
+}
+
+func (m *Mux) groupAs(id, incarnation uint32) (t, other *Transport) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	old := *m.groups.Load()
-	if t := old[id]; t != nil {
-		return t
+	if t = old[id]; t != nil && (incarnation == 0 || t.server == incarnation) {
+		return t, nil
 	}
-	t := &Transport{m: m, group: id, consumer: make(chan raft.RPC, consumerDepth),
+	other = t
+	t = &Transport{m: m, group: id, server: max(incarnation, serverid.First), consumer: make(chan raft.RPC, consumerDepth),
 		wake: make(chan struct{}, 1), done: make(chan struct{}), hurry: make(chan struct{})}
 	m.replaceGroups(old, id, t)
-	return t
+	return t, other
 }
 
 // replaceGroups copies the map with one entry changed; mu is held.
@@ -153,6 +173,11 @@ func (t *Transport) Close() error {
 		t.m.replaceGroups(old, t.group, nil)
 	}
 	t.m.mu.Unlock()
+	t.end()
+	return nil
+}
+
+func (t *Transport) end() {
 	t.Interrupt()
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -160,7 +185,25 @@ func (t *Transport) Close() error {
 		t.closed = true
 		close(t.done)
 	}
-	return nil
+}
+
+// errElse: a request is for another incarnation of the replica.
+var errElse = errors.New("the replica is another incarnation")
+
+// decode reads a request of peer that is for this incarnation of the replica.
+func (t *Transport) decode(kind Kind, body, peer []byte) (raft.WithRPCHeader, error) {
+	c := cursor{b: body}
+	if to := c.uvarint(); c.err != nil || to != uint64(t.server) {
+		return nil, cmp.Or(c.err, errElse)
+	}
+	request, err := decodeRequest(kind, c.b, peer)
+	if err != nil {
+		return nil, err
+	}
+	if id := request.GetRPCHeader().ID; !bytes.Equal(id, peer) && serverid.Peer(raft.ServerID(id)) != string(peer) {
+		return nil, fmt.Errorf("raft server %q speaks on the connection of %s", id, peer)
+	}
+	return request, nil
 }
 
 // serveRaft hands a request to its group. An error ends the connection.
@@ -177,9 +220,11 @@ func (m *Mux) serveRaft(c *conn, h header, body []byte) error {
 		c.refuse(h, statusNoGroup, "")
 		return nil
 	}
-	request, err := decodeRequest(h.kind, body, c.peerBytes)
-	if err == nil && !bytes.Equal(request.GetRPCHeader().ID, c.peerBytes) {
-		err = fmt.Errorf("raft server %q speaks on the connection of %s", request.GetRPCHeader().ID, c.peer)
+	request, err := t.decode(h.kind, body, c.peerBytes)
+	if errors.Is(err, errElse) {
+		m.metrics.dropped.WithLabelValues("replica").Inc()
+		c.refuse(h, statusWrongPeer, "")
+		return nil
 	}
 	if err != nil {
 		m.metrics.dropped.WithLabelValues("malformed").Inc()

@@ -23,6 +23,7 @@ const pipelineInflightMax = 64
 type pipeline struct {
 	t      *Transport
 	c      *conn
+	to     uint32 // incarnation of the follower
 	slots  chan struct{}
 	out    chan raft.AppendFuture
 	broken chan struct{}
@@ -30,15 +31,19 @@ type pipeline struct {
 }
 
 // AppendEntriesPipeline implements raft.Transport.
-func (t *Transport) AppendEntriesPipeline(_ raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+func (t *Transport) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
 	if t.m.cfg.MaxInflight < 2 {
 		return nil, raft.ErrPipelineReplicationNotSupported
+	}
+	to, err := incarnationOf(id, target)
+	if err != nil {
+		return nil, err
 	}
 	c, err := t.m.connection(string(target))
 	if err != nil {
 		return nil, err
 	}
-	return &pipeline{t: t, c: c, slots: make(chan struct{}, t.m.cfg.MaxInflight),
+	return &pipeline{t: t, c: c, to: to, slots: make(chan struct{}, t.m.cfg.MaxInflight),
 		out: make(chan raft.AppendFuture, t.m.cfg.MaxInflight), broken: make(chan struct{})}, nil
 }
 
@@ -57,7 +62,7 @@ func (p *pipeline) AppendEntries(args *raft.AppendEntriesRequest, resp *raft.App
 	f := &appendFuture{p: p, start: time.Now(), args: args, resp: resp, done: make(chan struct{})}
 	f.call.view, f.call.complete = true, f.complete
 	f.call.deadline = p.t.m.now() + int64(p.t.m.cfg.RPCTimeout)
-	frame := p.t.encode(args)
+	frame := p.t.encode(p.to, args)
 	frame.patient = idle(args)
 	if err := p.c.request(header{kind: kindAppend, group: p.t.group}, frame, &f.call, true); err != nil {
 		<-p.slots

@@ -208,9 +208,11 @@ func requestBytesMax(request any) int {
 		return rpcHeaderBytesMax(&r.RPCHeader, r.Leader) + 8*uvarintBytesMax + len(r.Peers) + len(r.Configuration)
 	case *raft.RequestVoteRequest:
 		return rpcHeaderBytesMax(&r.RPCHeader, r.Candidate) + 3*uvarintBytesMax
-	default:
-		return 2*peerBytesMax + 7*uvarintBytesMax
+	case raft.WithRPCHeader:
+		h := r.GetRPCHeader()
+		return rpcHeaderBytesMax(&h, nil) + 3*uvarintBytesMax
 	}
+	return 0
 }
 
 // decodeRequest reads the request of a raft kind. Its byte fields alias b or peer.

@@ -1,10 +1,8 @@
 package mux
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -33,17 +31,17 @@ type installID struct {
 // installs is what a group knows of snapshots in both directions.
 type installs struct {
 	mu       sync.Mutex
-	sending  map[raft.ServerAddress]*outgoing
+	sending  map[raft.ServerID]*outgoing
 	seen     map[string]installID // by sender
 	incoming *incoming            // the last one
 }
 
 // send makes o the snapshot for target.
-func (i *installs) send(target raft.ServerAddress, o *outgoing) {
+func (i *installs) send(target raft.ServerID, o *outgoing) {
 	i.mu.Lock()
 	old := i.sending[target]
 	if i.sending == nil {
-		i.sending = make(map[raft.ServerAddress]*outgoing)
+		i.sending = make(map[raft.ServerID]*outgoing)
 	}
 	i.sending[target] = o
 	i.mu.Unlock()
@@ -52,7 +50,7 @@ func (i *installs) send(target raft.ServerAddress, o *outgoing) {
 	}
 }
 
-func (i *installs) sent(target raft.ServerAddress, o *outgoing) {
+func (i *installs) sent(target raft.ServerID, o *outgoing) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	if i.sending[target] == o {
@@ -262,8 +260,11 @@ func (m *Mux) serveSnapshot(s *Stream, peer string, h header, first []byte) {
 		m.metrics.snapshots.WithLabelValues("received", "refused").Inc()
 		m.logger.Info("refused a snapshot", "peer", peer, "group", h.group, "err", err)
 		var text string
-		if h.status, text = errorStatus(err); errors.Is(err, ErrNoGroup) {
+		switch h.status, text = errorStatus(err); {
+		case errors.Is(err, ErrNoGroup):
 			h.status, text = statusNoGroup, ""
+		case errors.Is(err, errElse):
+			h.status, text = statusWrongPeer, ""
 		}
 		_ = s.writeFrame(h, []byte(text))
 		return
@@ -296,13 +297,13 @@ func (m *Mux) admitSnapshot(peer string, h header, first []byte) (*Transport, *i
 		}
 		return nil, nil, nil, ErrSuperseded
 	}
-	decoded, err := decodeRequest(kindSnapshot, c.b, []byte(peer))
+	decoded, err := t.decode(kindSnapshot, c.b, []byte(peer))
 	if err != nil {
 		return nil, nil, nil, err
 	}
 	request, ok := decoded.(*raft.InstallSnapshotRequest)
-	if !ok || !bytes.Equal(request.ID, []byte(peer)) {
-		return nil, nil, nil, fmt.Errorf("raft server %q speaks on the connection of %s", decoded.GetRPCHeader().ID, peer)
+	if !ok {
+		return nil, nil, nil, errSpoke
 	}
 	if g := t.gate.Load(); g != nil {
 		if g.Snapshot != nil {

@@ -37,14 +37,19 @@ func newSession() uint64 {
 // InstallSnapshot implements raft.Transport: the snapshot goes over a connection
 // of its own, at SnapshotBytesPerSecond, and goes on over a new one when it
 // breaks. A newer one for the same peer ends an older one, here and there.
-func (t *Transport) InstallSnapshot(_ raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+func (t *Transport) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, args *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	to, err := incarnationOf(id, target)
+	if err != nil {
+		return err
+	}
 	o := &outgoing{t: t, target: string(target), size: args.Size, data: data}
 	o.changed.L = &o.mu
 	o.first = binary.LittleEndian.AppendUint64(nil, t.m.session)
 	o.first = binary.LittleEndian.AppendUint64(o.first, t.m.snapshotSeq.Add(1))
-	o.first = encodeRequest(append(o.first, 0), args, t.m.self)
-	t.installs.send(target, o)
-	defer t.installs.sent(target, o)
+	o.first = binary.AppendUvarint(append(o.first, 0), uint64(to))
+	o.first = encodeRequest(o.first, args, t.m.self)
+	t.installs.send(id, o)
+	defer t.installs.sent(id, o)
 	body, err := o.run()
 	if err == nil {
 		err = decodeResponse(resp, body, []byte(target))

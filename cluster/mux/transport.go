@@ -1,10 +1,13 @@
 package mux
 
 import (
+	"encoding/binary"
 	"fmt"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/serverid"
 )
 
 var (
@@ -51,43 +54,43 @@ func (t *Transport) SetHeartbeatHandler(cb func(rpc raft.RPC)) {
 
 // AppendEntries implements raft.Transport. Of more entries than fit a frame it
 // sends the first ones and cuts args.Entries to them; raft goes on from there.
-func (t *Transport) AppendEntries(_ raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+func (t *Transport) AppendEntries(id raft.ServerID, target raft.ServerAddress, args *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
 	if err := t.fit(args); err != nil {
 		return err
 	}
 	if heartbeat(args) {
-		return t.call(target, kindHeartbeat, args, resp)
+		return t.call(id, target, kindHeartbeat, args, resp)
 	}
 	if t.m.connected(string(target)) == nil {
 		t.hold(string(target))
 	}
-	return t.call(target, kindAppend, args, resp)
+	return t.call(id, target, kindAppend, args, resp)
 }
 
 // RequestVote implements raft.Transport.
-func (t *Transport) RequestVote(_ raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+func (t *Transport) RequestVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
 	if err := t.abstains(); err != nil {
 		return err
 	}
-	return t.call(target, kindVote, args, resp)
+	return t.call(id, target, kindVote, args, resp)
 }
 
 // RequestPreVote implements raft.WithPreVote.
-func (t *Transport) RequestPreVote(_ raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+func (t *Transport) RequestPreVote(id raft.ServerID, target raft.ServerAddress, args *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
 	if err := t.abstains(); err != nil {
 		return err
 	}
-	return t.call(target, kindPreVote, args, resp)
+	return t.call(id, target, kindPreVote, args, resp)
 }
 
 // TimeoutNow implements raft.Transport.
-func (t *Transport) TimeoutNow(_ raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
-	return t.call(target, kindTimeoutNow, args, resp)
+func (t *Transport) TimeoutNow(id raft.ServerID, target raft.ServerAddress, args *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	return t.call(id, target, kindTimeoutNow, args, resp)
 }
 
 // fit cuts a to what a frame holds, one entry at least.
 func (t *Transport) fit(a *raft.AppendEntriesRequest) error {
-	room := t.m.cfg.FrameBytesMax - headerBytes - rpcHeaderBytesMax(&a.RPCHeader, a.Leader) - 5*uvarintBytesMax
+	room := t.m.cfg.FrameBytesMax - headerBytes - rpcHeaderBytesMax(&a.RPCHeader, a.Leader) - 6*uvarintBytesMax
 	for i, e := range a.Entries {
 		if room -= entryBytes(e); room >= 0 {
 			continue
@@ -140,16 +143,33 @@ func (m *Mux) syncCall() *syncCall {
 	return s
 }
 
+// incarnationOf is which incarnation of its replica a server is; raft does not
+// know more of it than its id. One without an id is the first.
+func incarnationOf(id raft.ServerID, target raft.ServerAddress) (uint32, error) {
+	if id == "" || string(id) == string(target) {
+		return serverid.First, nil
+	}
+	peer, n, err := serverid.Parse(id)
+	if err == nil && peer != string(target) {
+		err = fmt.Errorf("server id %q does not belong to peer %s", id, target)
+	}
+	return n, err
+}
+
 // call sends a request and waits for the answer, RPCTimeout at most (checked
 // every PingInterval).
-func (t *Transport) call(target raft.ServerAddress, kind Kind, request, response any) error {
+func (t *Transport) call(id raft.ServerID, target raft.ServerAddress, kind Kind, request, response any) error {
+	to, err := incarnationOf(id, target)
+	if err != nil {
+		return err
+	}
 	c, err := t.m.connection(string(target))
 	if err != nil {
 		return err
 	}
 	s := t.m.syncCall()
 	s.response, s.deadline = response, t.m.now()+int64(t.m.cfg.RPCTimeout)
-	f := t.encode(request)
+	f := t.encode(to, request)
 	f.patient = idle(request)
 	if err = c.request(header{kind: kind, group: t.group}, f, &s.call, kind == kindAppend); err == nil {
 		err = <-s.done
@@ -160,9 +180,10 @@ func (t *Transport) call(target raft.ServerAddress, kind Kind, request, response
 	return err
 }
 
-func (t *Transport) encode(request any) *frame {
-	f := t.m.frames.get(requestBytesMax(request))
-	f.buf = encodeRequest(f.buf, request, t.m.self)
+// encode makes a request for an incarnation of a replica.
+func (t *Transport) encode(to uint32, request any) *frame {
+	f := t.m.frames.get(uvarintBytesMax + requestBytesMax(request))
+	f.buf = encodeRequest(binary.AppendUvarint(f.buf, uint64(to)), request, t.m.self)
 	return f
 }
 
