@@ -84,6 +84,8 @@ type Replica struct {
 	Node telemetry.NodeID `json:"node"`
 	Zone telemetry.Zone   `json:"zone"`
 	Role string           `json:"role" enum:"leader,voter,nonvoter"`
+	// Incarnation is 1 until the replica has begun anew; 0 where it has not answered.
+	Incarnation uint32 `json:"incarnation,omitempty"`
 }
 
 // LedgerCounts are messages (one telemetry object each):

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -232,9 +233,11 @@ func TestSnapshotAndSegmentThatRottedWhileTheNodeWasDownAreRebuilt(t *testing.T)
 	}
 }
 
-// TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation: with five replicas two may
-// be rebuilt, and a third that has heard of neither must not be elected by them.
-func TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation(t *testing.T) {
+// TestRottenSnapshotOfOneInFiveRenewsThatReplicaAlone: with five replicas two may be
+// rebuilt, and a third that has heard of neither must not be elected by them; so the
+// replica is another one to its group. The node is the same, and votes on in
+// everything else.
+func TestRottenSnapshotOfOneInFiveRenewsThatReplicaAlone(t *testing.T) {
 	port, err := devcluster.FreePorts(10)
 	if err != nil {
 		t.Fatal(err)
@@ -245,23 +248,70 @@ func TestRottenSnapshotOfOneInFiveMakesItAnotherIncarnation(t *testing.T) {
 	})
 	fleet, stop := publish(t, c)
 	victim, other := c.Nodes()[3], c.Nodes()[0]
-	logIsCut(t, victim)
+	rotten := logIsCut(t, victim)
 	old := peerOf(t, victim)
 	if err := victim.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	for _, s := range snapshotsOf(t, victim) {
-		flip(t, filepath.Join(s, "state.bin"), 100)
+		if shardOf(t, s) == rotten {
+			flip(t, filepath.Join(s, "state.bin"), 100)
+		}
+	}
+	said := map[string]int{}
+	for _, n := range c.Nodes() {
+		said[n.ID] = len(logOf(t, n))
 	}
 	if err := victim.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the node goes on as another incarnation", func() bool { return peerOf(t, victim) != old })
+	votes := map[uint32]bool{} // replicas that have voted since
+	eventually(t, "the replica votes as another incarnation", func() bool {
+		st, err := status(t, other)
+		if err != nil {
+			return false
+		}
+		for _, s := range st.Shards {
+			i := slices.IndexFunc(s.Replicas, func(r api.Replica) bool { return string(r.Node) == victim.ID })
+			if i < 0 || s.Replicas[i].Incarnation == 0 {
+				continue // it has not answered
+			}
+			id, r := uint32(s.ID), s.Replicas[i]
+			if votes[id] && r.Role == api.RoleNonvoter {
+				t.Errorf("shard %d: %+v has voted and does not any more", id, r)
+			}
+			votes[id] = votes[id] || r.Role != api.RoleNonvoter
+			if id != rotten && r.Incarnation != 1 || id == rotten && votes[id] && r.Incarnation < 2 {
+				t.Errorf("shard %d: %+v votes", id, r)
+			}
+		}
+		return votes[rotten]
+	})
 	allVote(t, victim, 5)
 	stop()
+	if now := peerOf(t, victim); now != old {
+		t.Errorf("the node was incarnation %s and is %s", old, now)
+	}
+	for _, n := range c.Nodes() {
+		for line := range strings.Lines(logOf(t, n)[said[n.ID]:]) {
+			if strings.Contains(line, "member of the shard changed") && !strings.Contains(line, fmt.Sprintf(" shard=%d ", rotten)) {
+				t.Errorf("members of another shard were changed: %s", line)
+			}
+		}
+	}
 	reported(t, "snapshot", "is damaged", victim, other)
 	judge(t, c, fleet)
 	ledgerAddsUp(t, c, fleet)
+}
+
+// shardOf is the shard of a snapshot.
+func shardOf(t *testing.T, snapshot string) uint32 {
+	t.Helper()
+	n, err := strconv.ParseUint(filepath.Base(filepath.Dir(filepath.Dir(snapshot))), 10, 32)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return uint32(n)
 }
 
 // TestDamagedReplicasGiveNoVoteUntilNobodyElseIsThere: the same shard's rows have
@@ -398,10 +448,10 @@ func snapshotsOf(t *testing.T, n *devcluster.Node) (out []string) {
 }
 
 // logIsCut waits until the log of one shard of n no longer reaches back to its
-// beginning. A snapshot is there before the log behind it is cut, and raft begins
+// beginning, and returns which. A snapshot is there before the log behind it is cut, and raft begins
 // another only when that is done: the third one is proof of the first cut, of which
 // some entry is missing for sure.
-func logIsCut(t *testing.T, n *devcluster.Node) {
+func logIsCut(t *testing.T, n *devcluster.Node) (shard uint32) {
 	t.Helper()
 	var of string
 	seen := map[string]bool{}
@@ -411,13 +461,14 @@ func logIsCut(t *testing.T, n *devcluster.Node) {
 		}
 		for _, s := range snapshotsOf(t, n) {
 			if of == "" {
-				of = filepath.Dir(s)
+				of, shard = filepath.Dir(s), shardOf(t, s)
 			}
 			if filepath.Dir(s) == of {
 				seen[s] = true
 			}
 		}
 	}
+	return shard
 }
 
 // latestSnapshot is the newest one of the first shard that has any.

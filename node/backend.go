@@ -135,7 +135,7 @@ func shardStatus(st *meta.State, id telemetry.ShardID, p placement.Placement, vi
 		}
 		if i >= 0 {
 			v := views[n.Peer()][i]
-			rep.Role = v.Role
+			rep.Role, rep.Incarnation = v.Role, v.Incarnation
 			// Of two replicas that believe they lead, the later term is right.
 			if v.Role == api.RoleLeader && v.Term >= term {
 				term = v.Term

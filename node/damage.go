@@ -123,21 +123,6 @@ func (n *node) checkMetaSnapshots() error {
 	return err
 }
 
-// rebuiltAlone is how many replicas a shard has at most for a damaged one to be
-// rebuilt as the same incarnation, see shard/DESIGN.md.
-const rebuiltAlone = 3
-
-// tooMany returns the damage, if any, of a shard that has more replicas than that.
-func tooMany(st *meta.State, damaged []error) error {
-	for _, err := range damaged {
-		var d *shard.DamageError
-		if errors.As(err, &d) && int(d.Shard) < len(st.Table) && len(st.Table[d.Shard].Replicas) > rebuiltAlone {
-			return err
-		}
-	}
-	return nil
-}
-
 // alive reports whether an incarnation of a node runs as far as this node can
 // tell; another one is not let in then.
 func (n *node) alive(peer string) bool {

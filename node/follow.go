@@ -29,10 +29,6 @@ func (n *node) follow(ctx context.Context) {
 			n.logger.Error("replicas do not follow the shard table, trying again", "err", err)
 			again = time.After(followRetry)
 		}
-		if err := tooMany(st, n.host.Damaged()); err != nil {
-			n.fail(&damageError{err})
-			return
-		}
 		select {
 		case <-ctx.Done():
 			return

@@ -28,6 +28,7 @@ import (
 	"github.com/sluice-iot/sluice/cluster/mux"
 	"github.com/sluice-iot/sluice/ingest"
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/pubsub"
 	"github.com/sluice-iot/sluice/shard"
@@ -194,7 +195,7 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	group := n.log.Group(meta.Group)
 	group.SetFloor(1<<64 - 1) // its state is in its snapshots: nothing else needs its log
 	n.meta, err = meta.Open(n.logger, n.registry, cfg, meta.Deps{
-		Stores: group, Snapshots: snaps, Transport: n.peers.Group(meta.Group),
+		Stores: group, Snapshots: snaps, Transport: n.peers.Group(meta.Group, serverid.First),
 		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers, Alive: n.alive, SlowDisk: n.log.Slow,
 	})
 	if err != nil {

@@ -75,8 +75,8 @@ var errLogFull = errors.New("the log has no room for entries")
 
 // Group implements shard.Transport. A full log refuses entries before raft sees
 // them, because raft deletes a conflicting suffix before it finds out.
-func (p *peers) Group(group uint32) raft.Transport {
-	t := p.Mux.Group(group)
+func (p *peers) Group(group, incarnation uint32) raft.Transport {
+	t := p.GroupAs(group, incarnation)
 	t.SetGate(mux.Gate{Append: p.gateAppend})
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -38,7 +38,7 @@ const (
 	askApplied     = 'i' // an index that is applied: Put.Base
 	askTerm        = 't' // of the replica's raft, the last index of its log, whether its disk is slow
 	askMember      = 'm'
-	askRebuild     = 'R'
+	askRebuild     = 'R' // incarnations of a peer's replica that are gone
 	askWatch       = 'W' // an operator's word about anomalies
 	askFetch       = 'f' // what is queued for a session
 	askRetained    = 'e' // messages retained under filters
@@ -137,8 +137,12 @@ func (h *Host) answer(ctx context.Context, group uint32, ask byte, body []byte) 
 		if err := s.Verify(); err != nil {
 			return nil, err
 		}
-		h.askedForRebuild(s.id, string(body))
-		return nil, nil
+		r := wire.NewReader(body)
+		below, peer := r.Uint(), r.String()
+		if r.Err() == nil {
+			h.hearGone(s.id, peer, uint32(below))
+		}
+		return nil, r.Err()
 	case askMember:
 		return json.Marshal(h.member(ShardOfGroup(group), len(body) > 0 && body[0] == 1))
 	case askDevices, askAnomalies, askQuarantine, askCounts:
@@ -214,9 +218,8 @@ func (h *Host) answerLeaders(body []byte) ([]byte, error) {
 		if !ok {
 			continue
 		}
-		leader := s.leader()
 		b = wire.AppendUint(b, uint64(id))
-		b = wire.AppendString(b, string(leader))
+		b = wire.AppendString(b, s.leader())
 	}
 	return b, r.Err()
 }

@@ -209,7 +209,9 @@ func (c *testCluster) evict(peer string) {
 }
 
 // Group, Propose, Ask: the mux as shard wants it.
-func (n *testNode) Group(group uint32) raft.Transport              { return n.mux.Group(group) }
+func (n *testNode) Group(group, incarnation uint32) raft.Transport {
+	return n.mux.GroupAs(group, incarnation)
+}
 func (n *testNode) Poke(group uint32) error                        { return n.mux.Poke(group) }
 func (n *testNode) OnElection(group uint32, abstains func() error) { n.mux.OnElection(group, abstains) }
 func (n *testNode) Connected(peer string) bool                     { return n.mux.Connected(peer) }

@@ -1,7 +1,6 @@
 package shard
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,8 +23,9 @@ import (
 // it, but neither its vote nor, for the log is another file, what it has
 // acknowledged since. It is not started. It asks the leader to be removed from
 // the group; when it is, it sets the snapshots aside, empties its log but for
-// term and vote, and is built anew. Until then it is silent: it counts for no
-// quorum and stands in no election.
+// term and vote, and is built anew as its next incarnation, see incarnation.go.
+// Until then it is silent: it counts for no quorum and stands in no election, but
+// keeps its log, which may be one of two that have an entry.
 
 // DamageError is a snapshot that cannot be read back.
 type DamageError struct {
@@ -40,20 +40,11 @@ func (e *DamageError) Error() string {
 
 func (e *DamageError) Unwrap() error { return e.Err }
 
-// brokenAskEvery is how often a broken replica asks to be rebuilt.
-const brokenAskEvery = 2 * time.Second
-
 // broken is a replica that is not started because of damage.
 type broken struct {
-	place Replica
-	err   *DamageError
-	asked time.Time
-}
-
-// rebuild is a peer that has asked the leader here to be removed.
-type rebuild struct {
-	peer  string
-	asked time.Time
+	place       Replica
+	err         *DamageError
+	incarnation uint32
 }
 
 // checkSnapshots verifies the snapshot that a replica would start from.
@@ -182,7 +173,11 @@ func (h *Host) keepBroken(r Replica, err *DamageError) error {
 		b.place = r
 		return nil
 	}
-	h.brokens[r.Shard] = &broken{place: r, err: err}
+	incarnation, ierr := incarnationOf(h.deps.Log(GroupOf(r.Shard)))
+	if ierr != nil {
+		return fmt.Errorf("read incarnation of shard %d: %w", r.Shard, ierr)
+	}
+	h.brokens[r.Shard] = &broken{place: r, err: err, incarnation: incarnation}
 	h.reportDamage(h.logger.With("shard", r.Shard), err, "replica is damaged: it neither votes nor leads until it has been rebuilt from its peers")
 	return nil
 }
@@ -196,59 +191,6 @@ func (h *Host) Damaged() []error {
 		out = append(out, b.err)
 	}
 	return out
-}
-
-// reportBroken asks the leaders of broken replicas to remove them.
-func (h *Host) reportBroken(ctx context.Context, peers Peers) {
-	var ask []telemetry.ShardID
-	h.mu.Lock()
-	for id, b := range h.brokens {
-		if time.Since(b.asked) >= brokenAskEvery {
-			b.asked = time.Now()
-			ask = append(ask, id)
-		}
-	}
-	h.mu.Unlock()
-	for _, id := range ask {
-		ctx, cancel := context.WithTimeout(ctx, memberAskMax)
-		if err := peers.Rebuild(ctx, id, h.cfg.Self); err != nil {
-			h.logger.Debug("leader of a damaged replica not reached", "shard", id, "err", err)
-		}
-		cancel()
-	}
-}
-
-// askedForRebuild notes, on the leader, that a peer's replica is broken.
-func (h *Host) askedForRebuild(id telemetry.ShardID, peer string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.rebuilds[id] = rebuild{peer, time.Now()}
-}
-
-func (h *Host) asksForRebuild(s *hosted) bool { return h.toRebuild(s) != "" }
-
-// toRebuild is a member of the shard that has asked for its removal, a moment ago:
-// it would ask again. It is silent, so the group loses no quorum by it.
-func (h *Host) toRebuild(s *hosted) string {
-	h.mu.RLock()
-	r, ok := h.rebuilds[s.id]
-	h.mu.RUnlock()
-	if !ok || time.Since(r.asked) > 2*brokenAskEvery || r.peer == h.cfg.Self {
-		return ""
-	}
-	if !slices.ContainsFunc(s.servers(), func(srv raft.Server) bool { return string(srv.ID) == r.peer }) {
-		return ""
-	}
-	return r.peer
-}
-
-// rebuildable forgets the request of a peer that has been removed.
-func (h *Host) rebuildable(s *hosted, peer string) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.rebuilds[s.id].peer == peer {
-		delete(h.rebuilds, s.id)
-	}
 }
 
 // reopenBroken begins anew with a broken replica: a leader wants to add it, so
@@ -270,7 +212,6 @@ func (h *Host) reopenBroken(id telemetry.ShardID) {
 	}
 	err := h.setAside(id)
 	if err == nil {
-		place.Seed = nil
 		err = h.open(place)
 	}
 	if err != nil { // the leader asks again
@@ -283,7 +224,8 @@ func (h *Host) reopenBroken(id telemetry.ShardID) {
 	h.logger.Info("damaged replica set aside, it is being rebuilt", "shard", id)
 }
 
-// setAside keeps the damaged snapshots under another name and empties the log.
+// setAside keeps the damaged snapshots under another name, empties the log, and
+// makes the replica its next incarnation.
 func (h *Host) setAside(id telemetry.ShardID) error {
 	log := h.deps.Log(GroupOf(id))
 	aside := fmt.Sprintf("%s.damaged-%d", filepath.Base(h.dir(id)), h.cfg.Clock.Micros(time.Now()))

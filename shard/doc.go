@@ -27,9 +27,10 @@
 //   - A row that is answered by a query comes from the store, as far as its
 //     watermarks of the same snapshot go, or from pending blocks, never from both and never from neither.
 //   - A group has the members that the table names; its leader sees to that, one
-//     change at a time. A replica votes only after it has log, state and rows; one
-//     that cannot start from its snapshot is not started under its old vote, one
-//     that runs and finds damage stays out of elections until it is repaired.
+//     change at a time. A replica votes only after it has log, state and rows. One
+//     that begins anew with an empty log, because it cannot start from its snapshot
+//     or has left and come back, is another server of the group (incarnation.go);
+//     one that runs and finds damage stays out of elections until it is repaired.
 //   - received = quarantined + duplicate + applied, applied = flushed + pending
 //     (refusals are counted by the node that refused).
 //

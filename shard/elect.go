@@ -41,8 +41,9 @@ type Peers interface {
 	// Member asks a peer how far its replica of a shard is; with admit, whether
 	// it has room to be built one.
 	Member(ctx context.Context, peer string, shard telemetry.ShardID, admit bool) (Member, error)
-	// Rebuild asks a shard's leader to remove the broken replica of a peer.
-	Rebuild(ctx context.Context, shard telemetry.ShardID, peer string) error
+	// Rebuild tells a shard's leader that the incarnations of a peer's replica below
+	// one are gone, so that it removes the one that is a member.
+	Rebuild(ctx context.Context, shard telemetry.ShardID, peer string, below uint32) error
 }
 
 // Run watches over leaderships and the groups' members until ctx ends.
@@ -51,6 +52,7 @@ func (h *Host) Run(ctx context.Context, peers Peers) {
 	balancing.Go(func() { every(ctx, balanceEvery, func(time.Time) { h.balance() }) }) // a hand-over may wait for seconds
 	balancing.Go(func() { every(ctx, diskEvery, func(time.Time) { h.tendDisk(); h.tendBallots() }) })
 	balancing.Go(func() { every(ctx, membersEvery, func(time.Time) { h.tendMembers(ctx, peers) }) })
+	balancing.Go(func() { every(ctx, goneEvery, func(time.Time) { h.reportGone(ctx, peers) }) })
 	every(ctx, standEvery, func(now time.Time) { h.standLeaderless(ctx, now, peers) })
 	balancing.Wait()
 }
@@ -73,7 +75,7 @@ func (h *Host) PeerDown(ctx context.Context, peer string) {
 	told := time.Now()
 	for _, s := range h.all() {
 		leader := s.leader()
-		if string(leader) != peer || s.raft.State() != raft.Follower {
+		if leader != peer || s.raft.State() != raft.Follower {
 			continue
 		}
 		wait := time.Duration(h.rank(s, peer)) * standStagger
@@ -121,7 +123,7 @@ func (h *Host) rank(s *hosted, dead string) int {
 }
 
 func (h *Host) stand(s *hosted) {
-	if !h.votes(s) || h.abstains(s.id, s.ballot) != nil {
+	if !s.votes() || h.abstains(s.id, s.ballot) != nil {
 		return
 	}
 	if err := h.deps.Transport.Poke(GroupOf(s.id)); err != nil {
@@ -130,9 +132,6 @@ func (h *Host) stand(s *hosted) {
 	}
 	h.metrics.stands.Inc()
 }
-
-// votes reports whether this replica is a voter of the latest configuration.
-func (h *Host) votes(s *hosted) bool { return slices.Contains(s.voters(), h.cfg.Self) }
 
 // standLeaderless stands for the shards of which nobody knows a leader.
 func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) {
@@ -150,7 +149,7 @@ func (h *Host) standLeaderless(ctx context.Context, now time.Time, peers Peers) 
 		// A candidate asks by itself, but asks first whether it may: a voter that
 		// lags, and does not know it as one yet, says no to that for ever.
 		stuck := s.raft.State() == raft.Candidate && now.Sub(s.leaderless) >= candidateMax
-		if (s.raft.State() == raft.Follower || stuck) && h.votes(s) && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
+		if (s.raft.State() == raft.Follower || stuck) && s.votes() && now.Sub(s.leaderless) >= standAfter+time.Duration(h.rank(s, ""))*standStagger {
 			lost = append(lost, s)
 		}
 	}

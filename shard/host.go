@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/clock"
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -83,8 +84,10 @@ type Replica struct {
 
 // Transport is the part of the node-to-node transport that hosting needs.
 type Transport interface {
-	// Group returns the raft transport of a group; it is closed with its raft.
-	Group(group uint32) raft.Transport
+	// Group returns the raft transport of a group, for one incarnation of the replica
+	// here: what is meant for another one never reaches its raft. It is closed with
+	// its raft.
+	Group(group, incarnation uint32) raft.Transport
 	// Poke makes the group's replica on this node stand for election at once.
 	Poke(group uint32) error
 	// Connected reports whether a peer can be reached right now.
@@ -158,7 +161,7 @@ type Host struct {
 	shards   map[telemetry.ShardID]*hosted
 	builds   map[telemetry.ShardID]time.Time    // replicas being built here, and since when
 	brokens  map[telemetry.ShardID]*broken      // replicas not started because of damage
-	rebuilds map[telemetry.ShardID]rebuild      // members of shards led here that are broken
+	gone     map[replicaOf]uint32               // of members of shards led here: incarnations below are gone
 	rotten   map[telemetry.ShardID]*DamageError // snapshots of running replicas, until they are replaced
 	draining bool
 	closed   bool
@@ -195,10 +198,27 @@ func (s *Shard) voters() []string {
 	var out []string
 	for _, srv := range s.servers() {
 		if srv.Suffrage == raft.Voter {
-			out = append(out, string(srv.ID))
+			out = append(out, serverid.Peer(srv.ID))
 		}
 	}
 	return out
+}
+
+// member is this very incarnation of the replica in the group's latest
+// configuration.
+func (s *Shard) member() (srv raft.Server, ok bool) {
+	servers := s.servers()
+	i := slices.IndexFunc(servers, func(srv raft.Server) bool { return srv.ID == s.server })
+	if i < 0 {
+		return raft.Server{}, false
+	}
+	return servers[i], true
+}
+
+// votes reports whether it is a voter of that configuration.
+func (s *Shard) votes() bool {
+	srv, ok := s.member()
+	return ok && srv.Suffrage == raft.Voter
 }
 
 // OpenHost starts with no shard; Reconcile opens them.
@@ -214,7 +234,7 @@ func OpenHost(logger *slog.Logger, reg prometheus.Registerer, cfg HostConfig, de
 		logger: logger, metrics: newMetrics(reg), cfg: cfg, deps: deps,
 		turns:  newTurns(cfg.FlushesMax),
 		shards: map[telemetry.ShardID]*hosted{}, ctx: ctx, stop: cancel,
-		builds: map[telemetry.ShardID]time.Time{}, brokens: map[telemetry.ShardID]*broken{}, rebuilds: map[telemetry.ShardID]rebuild{},
+		builds: map[telemetry.ShardID]time.Time{}, brokens: map[telemetry.ShardID]*broken{}, gone: map[replicaOf]uint32{},
 		rotten: map[telemetry.ShardID]*DamageError{},
 	}
 	h.done.Go(func() { h.keepSnapshots(ctx) })
@@ -280,10 +300,16 @@ func (h *Host) open(r Replica) error {
 	if err := h.checkSnapshots(r.Shard, cfg.snapshots, log); err != nil {
 		return err
 	}
-	for _, p := range r.Seed {
-		cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: raft.ServerID(p), Address: raft.ServerAddress(p)})
+	var err error
+	if cfg.incarnation, err = incarnationOf(log); err != nil {
+		return fmt.Errorf("read incarnation of shard %d: %w", r.Shard, err)
 	}
-	trans := h.deps.Transport.Group(group)
+	for _, p := range r.Seed {
+		if cfg.incarnation == serverid.First { // the group has begun long before any other
+			cfg.bootstrap.Servers = append(cfg.bootstrap.Servers, raft.Server{ID: serverid.Of(p, serverid.First), Address: raft.ServerAddress(p)})
+		}
+	}
+	trans := h.deps.Transport.Group(group, cfg.incarnation)
 	b := new(ballot)
 	b.hears(false, time.Now())
 	h.watchElections(r.Shard, b)

@@ -200,7 +200,7 @@ func (r *Router) Member(ctx context.Context, peer string, shard telemetry.ShardI
 }
 
 // Rebuild implements Peers.
-func (r *Router) Rebuild(ctx context.Context, shard telemetry.ShardID, peer string) error {
-	_, err := r.ask(ctx, shard, append([]byte{askRebuild}, peer...))
+func (r *Router) Rebuild(ctx context.Context, shard telemetry.ShardID, peer string, below uint32) error {
+	_, err := r.ask(ctx, shard, wire.AppendString(wire.AppendUint([]byte{askRebuild}, uint64(below)), peer))
 	return err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -38,58 +39,68 @@ const (
 
 // Member is how a replica sees itself while it is built.
 type Member struct {
-	Admitted bool   // it is open, and there is room to build it
-	Last     uint64 // end of its log
-	Applied  uint64
-	Leader   string // peer id it knows as leader
-	Complete bool   // the local store has, verified, all that it should have
+	Admitted bool // it is open, and there is room to build it
+	// Incarnation is which one it is; a member is told apart by it.
+	Incarnation uint32
+	Last        uint64 // end of its log
+	Applied     uint64
+	Leader      string // peer id it knows as leader
+	Complete    bool   // the local store has, verified, all that it should have
 }
 
 // step is one change of a group's members.
 type step struct {
-	do   string // add, promote, remove, resign or settled
-	peer string
+	do string // add, promote, remove, resign or settled
+	// id is the member's. Of add it is the peer: which incarnation comes, it says.
+	id raft.ServerID
 }
 
 // steps lists what could be done next, the most pressing first. It is pure.
-// Evicted peers go before anybody comes, so that the quorum never counts on more
-// absent voters than it must; those that only left the table go when everybody
-// who should vote does.
-func steps(servers []raft.Server, want []string, self string, evicted func(string) bool) []step {
-	votes := map[string]bool{}
+// Members that are gone go before anybody comes, so that the quorum never counts
+// on more absent voters than it must; those that only left the table go when
+// everybody who should vote does.
+func steps(servers []raft.Server, want []string, self string, gone func(raft.ServerID) bool) []step {
+	members := map[string]raft.Server{}
 	for _, srv := range servers {
-		p := string(srv.ID)
-		votes[p] = srv.Suffrage == raft.Voter
-		if p != self && evicted(p) && !slices.Contains(want, p) {
-			return []step{{"remove", p}}
+		p := serverid.Peer(srv.ID)
+		members[p] = srv
+		if p != self && gone(srv.ID) {
+			return []step{{"remove", srv.ID}}
 		}
 	}
 	var out []step
 	for _, p := range want {
-		if vote, member := votes[p]; !member {
-			out = append(out, step{"add", p})
-		} else if !vote {
-			out = append([]step{{"promote", p}}, out...)
+		if srv, member := members[p]; !member {
+			out = append(out, step{"add", raft.ServerID(p)})
+		} else if srv.Suffrage != raft.Voter {
+			out = append([]step{{"promote", srv.ID}}, out...)
 		}
 	}
 	if len(out) > 0 || len(want) == 0 {
 		return out
 	}
 	for _, srv := range servers {
-		if p := string(srv.ID); p != self && !slices.Contains(want, p) {
-			return []step{{"remove", p}}
+		if p := serverid.Peer(srv.ID); p != self && !slices.Contains(want, p) {
+			return []step{{"remove", srv.ID}}
 		}
 	}
 	if !slices.Contains(want, self) {
-		return []step{{"resign", self}} // the next leader removes us
+		return []step{{"resign", raft.ServerID(self)}} // the next leader removes us
 	}
-	return []step{{"settled", self}}
+	return []step{{"settled", raft.ServerID(self)}}
+}
+
+// nextSteps are those of a shard led here.
+func (h *Host) nextSteps(s *hosted, place *Replica) []step {
+	return steps(s.servers(), place.Peers, h.cfg.Self, func(id raft.ServerID) bool {
+		peer, n, err := serverid.Parse(id)
+		return err == nil && n < h.goneBelow(s.id, peer) || h.evicted(peer) && !slices.Contains(place.Peers, peer)
+	})
 }
 
 // tendMembers looks at every shard led here.
 func (h *Host) tendMembers(ctx context.Context, peers Peers) {
 	h.countBuilding()
-	h.reportBroken(ctx, peers)
 	var wg sync.WaitGroup
 	room := make(chan struct{}, changesMax)
 	for _, s := range h.all() {
@@ -97,8 +108,8 @@ func (h *Host) tendMembers(ctx context.Context, peers Peers) {
 			continue
 		}
 		place := s.replica()
-		todo := steps(s.servers(), place.Peers, h.cfg.Self, h.evicted)
-		if len(todo) == 0 || todo[0].do == "settled" && !place.Moving && !h.asksForRebuild(s) {
+		todo := h.nextSteps(s, place)
+		if len(todo) == 0 || todo[0].do == "settled" && !place.Moving {
 			continue
 		}
 		select {
@@ -118,13 +129,10 @@ func (h *Host) evicted(peer string) bool { return h.deps.Evicted != nil && h.dep
 
 // tend carries out the first step that can be.
 func (h *Host) tend(ctx context.Context, s *hosted, place *Replica, todo []step, peers Peers) {
-	if p := h.toRebuild(s); p != "" {
-		todo = []step{{"remove", p}}
-	}
 	for _, t := range todo {
 		done, err := h.take(ctx, s, place, t, peers)
 		if err != nil && ctx.Err() == nil {
-			s.logger.Warn("members of the shard not changed", "change", t.do, "peer", t.peer, "err", err)
+			s.logger.Warn("members of the shard not changed", "change", t.do, "server", t.id, "err", err)
 		}
 		if done || err != nil {
 			return
@@ -134,18 +142,24 @@ func (h *Host) tend(ctx context.Context, s *hosted, place *Replica, todo []step,
 
 // take reports whether the step was carried out; false is "not yet".
 func (h *Host) take(ctx context.Context, s *hosted, place *Replica, t step, peers Peers) (done bool, err error) {
-	id, addr := raft.ServerID(t.peer), raft.ServerAddress(t.peer)
+	id, peer := t.id, serverid.Peer(t.id)
+	addr := raft.ServerAddress(peer)
 	var change func() raft.Future
 	switch t.do {
 	case "add":
-		if m, ok := h.ask(ctx, peers, t.peer, s.id, true); !ok || !m.Admitted {
+		if s.Verify() != nil {
+			return false, nil // who asks makes a broken replica let go of its log
+		}
+		m, ok := h.ask(ctx, peers, peer, s.id, true)
+		if !ok || !m.Admitted || m.Incarnation < h.goneBelow(s.id, peer) {
 			return false, nil
 		}
+		id = serverid.Of(peer, m.Incarnation)
 		change = func() raft.Future { return s.raft.AddNonvoter(id, addr, 0, changeTimeout) }
 	case "promote":
 		commit := s.raft.CommitIndex()
-		m, ok := h.ask(ctx, peers, t.peer, s.id, false)
-		if !ok || m.Leader != h.cfg.Self || m.Applied+lagMax < commit || m.Last+lagMax < commit || !m.Complete || !h.bears(s) {
+		m, ok := h.ask(ctx, peers, peer, s.id, false)
+		if !ok || id != serverid.Of(peer, m.Incarnation) || m.Leader != h.cfg.Self || m.Applied+lagMax < commit || m.Last+lagMax < commit || !m.Complete || !h.bears(s) {
 			return false, nil
 		}
 		change = func() raft.Future { return s.raft.AddVoter(id, addr, 0, changeTimeout) }
@@ -159,11 +173,8 @@ func (h *Host) take(ctx context.Context, s *hosted, place *Replica, t step, peer
 	if err := await(ctx, change()); err != nil {
 		return false, err
 	}
-	if t.do == "remove" {
-		h.rebuildable(s, t.peer)
-	}
 	h.metrics.members.WithLabelValues(t.do).Inc()
-	s.logger.Info("member of the shard changed", "change", t.do, "peer", t.peer)
+	s.logger.Info("member of the shard changed", "change", t.do, "server", id)
 	return true, nil
 }
 
@@ -200,7 +211,7 @@ func (h *Host) settled(ctx context.Context, s *hosted, place *Replica) error {
 	if err := await(ctx, s.raft.Barrier(changeTimeout)); err != nil {
 		return err
 	}
-	if todo := steps(s.servers(), place.Peers, h.cfg.Self, h.evicted); len(todo) != 1 || todo[0].do != "settled" {
+	if todo := h.nextSteps(s, place); len(todo) != 1 || todo[0].do != "settled" {
 		return nil
 	}
 	if err := s.Verify(); err != nil {
@@ -234,9 +245,7 @@ func (h *Host) member(id telemetry.ShardID, admit bool) Member {
 	if s == nil {
 		return Member{}
 	}
-	m := Member{Last: s.raft.LastIndex(), Applied: s.raft.AppliedIndex()}
-	leader := s.leader()
-	m.Leader = string(leader)
+	m := Member{Incarnation: serverid.Incarnation(s.server), Last: s.raft.LastIndex(), Applied: s.raft.AppliedIndex(), Leader: s.leader()}
 	s.fsm.mu.Lock()
 	durable := s.fsm.pending.durable
 	s.fsm.mu.Unlock()
@@ -251,7 +260,7 @@ func (h *Host) admit(id telemetry.ShardID) bool {
 	defer h.mu.Unlock()
 	for other, since := range h.builds {
 		s := h.shards[other]
-		if s == nil || slices.Contains(s.voters(), h.cfg.Self) || time.Since(since) > buildPatience {
+		if s == nil || s.votes() || time.Since(since) > buildPatience {
 			delete(h.builds, other)
 		}
 	}
@@ -264,14 +273,14 @@ func (h *Host) admit(id telemetry.ShardID) bool {
 
 // Building reports whether a replica here does not vote yet.
 func (h *Host) Building() bool {
-	return slices.ContainsFunc(h.all(), func(s *hosted) bool { return !h.votes(s) })
+	return slices.ContainsFunc(h.all(), func(s *hosted) bool { return !s.votes() })
 }
 
 // countBuilding keeps the gauge of replicas here that do not vote.
 func (h *Host) countBuilding() {
 	n := 0
 	for _, s := range h.all() {
-		if !h.votes(s) {
+		if !s.votes() {
 			n++
 		}
 	}

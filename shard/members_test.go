@@ -4,19 +4,27 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/sluice-iot/sluice/internal/serverid"
 )
 
 func TestStepsKeepTheQuorumAndGoOneAtATime(t *testing.T) {
-	gone := func(p string) bool { return p == "x" || p == "y" }
+	// x and y are evicted; the second incarnation of C, and all before, are gone.
+	gone := func(want []string) func(raft.ServerID) bool {
+		return func(id raft.ServerID) bool {
+			return (id == "x" || id == "y") && !slices.Contains(want, string(id)) || serverid.Peer(id) == "C" && serverid.Incarnation(id) < 3
+		}
+	}
 	group := func(voters string, nonvoters string) (out []raft.Server) {
-		for _, p := range voters {
+		for _, p := range strings.Fields(voters) {
 			out = append(out, raft.Server{ID: raft.ServerID(p), Suffrage: raft.Voter})
 		}
-		for _, p := range nonvoters {
+		for _, p := range strings.Fields(nonvoters) {
 			out = append(out, raft.Server{ID: raft.ServerID(p), Suffrage: raft.Nonvoter})
 		}
 		return out
@@ -27,19 +35,25 @@ func TestStepsKeepTheQuorumAndGoOneAtATime(t *testing.T) {
 		want    []string
 		steps   []step
 	}{
-		{"nothing to do", group("abc", ""), []string{"a", "b", "c"}, []step{{"settled", "a"}}},
-		{"an evicted one goes first", group("abx", ""), []string{"a", "b", "c"}, []step{{"remove", "x"}}},
-		{"then its successor comes", group("ab", ""), []string{"a", "b", "c"}, []step{{"add", "c"}}},
-		{"and votes when it is ready", group("ab", "c"), []string{"a", "b", "c"}, []step{{"promote", "c"}}},
-		{"one that leaves stays until the other votes", group("abc", "d"), []string{"a", "b", "d"}, []step{{"promote", "d"}}},
-		{"then it goes", group("abcd", ""), []string{"a", "b", "d"}, []step{{"remove", "c"}}},
-		{"the leader hands over before it goes", group("abcd", ""), []string{"b", "c", "d"}, []step{{"resign", "a"}}},
-		{"a move that was given up", group("abc", "d"), []string{"a", "b", "c"}, []step{{"remove", "d"}}},
+		{"nothing to do", group("a b c", ""), []string{"a", "b", "c"}, []step{{"settled", "a"}}},
+		{"an evicted one goes first", group("a b x", ""), []string{"a", "b", "c"}, []step{{"remove", "x"}}},
+		{"then its successor comes", group("a b", ""), []string{"a", "b", "c"}, []step{{"add", "c"}}},
+		{"and votes when it is ready", group("a b", "c"), []string{"a", "b", "c"}, []step{{"promote", "c"}}},
+		{"one that leaves stays until the other votes", group("a b c", "d"), []string{"a", "b", "d"}, []step{{"promote", "d"}}},
+		{"then it goes", group("a b c d", ""), []string{"a", "b", "d"}, []step{{"remove", "c"}}},
+		{"the leader hands over before it goes", group("a b c d", ""), []string{"b", "c", "d"}, []step{{"resign", "a"}}},
+		{"a move that was given up", group("a b c", "d"), []string{"a", "b", "c"}, []step{{"remove", "d"}}},
 		{"two are built side by side", group("a", "b"), []string{"a", "b", "c"}, []step{{"promote", "b"}, {"add", "c"}}},
-		{"a nonvoter of an evicted node goes too", group("abc", "y"), []string{"a", "b", "c"}, []step{{"remove", "y"}}},
-		{"no table, no change", group("abc", ""), nil, nil},
+		{"a nonvoter of an evicted node goes too", group("a b c", "y"), []string{"a", "b", "c"}, []step{{"remove", "y"}}},
+		{"no table, no change", group("a b c", ""), nil, nil},
+		{"a damaged one goes first", group("a b C", ""), []string{"a", "b", "C"}, []step{{"remove", "C"}}},
+		{"a damaged one that had begun anew too", group("a b", "C~2"), []string{"a", "b", "C"}, []step{{"remove", "C~2"}}},
+		{"then it comes as what it says", group("a b", ""), []string{"a", "b", "C"}, []step{{"add", "C"}}},
+		{"and votes as that", group("a b", "C~3"), []string{"a", "b", "C"}, []step{{"promote", "C~3"}}},
+		{"and is what it should be", group("a b C~3", ""), []string{"a", "b", "C"}, []step{{"settled", "a"}}},
+		{"one that leaves does so as what it is", group("a b C~3 d", ""), []string{"a", "b", "d"}, []step{{"remove", "C~3"}}},
 	} {
-		if got := steps(c.servers, c.want, "a", gone); !slices.Equal(got, c.steps) {
+		if got := steps(c.servers, c.want, "a", gone(c.want)); !slices.Equal(got, c.steps) {
 			t.Errorf("%s: %v, want %v", c.what, got, c.steps)
 		}
 	}
@@ -115,7 +129,7 @@ func TestWipedReplicaElectsNobodyWhoLacksAnEntry(t *testing.T) {
 			t.Fatalf("%s leads without the entry", l.peer)
 		}
 	}
-	if s, _ := b.host.Shard(0); b.host.votes(b.host.all()[0]) || s.raft.LastIndex() != 0 {
+	if s, _ := b.host.Shard(0); b.host.all()[0].votes() || s.raft.LastIndex() != 0 {
 		t.Fatalf("the wiped replica votes, its log ends at %d", s.raft.LastIndex())
 	}
 	a.start()
@@ -195,6 +209,30 @@ func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
 	if aside, err := filepath.Glob(filepath.Join(victim.dir, "shards", "*.damaged-*")); err != nil || len(aside) != 1 {
 		t.Errorf("set aside: %v, %v", aside, err)
 	}
+	if got := victim.incarnation(0); got != 2 {
+		t.Errorf("it is incarnation %d", got)
+	}
+	// Nothing of that is forgotten, and a second time is like the first.
+	p.publish(40)
+	eventually(t, "the victim has a snapshot again", func() bool {
+		p.publish(1)
+		s, ok := victim.host.Shard(0)
+		return ok && s.snapIndex.Load() > 0
+	})
+	victim.kill()
+	victim.start()
+	c.voters(c.peers()...)
+	if got := victim.incarnation(0); got != 2 {
+		t.Errorf("after a restart it is incarnation %d", got)
+	}
+	victim.kill()
+	rotSnapshots(t, victim.dir, "state.bin")
+	victim.start()
+	eventually(t, "it is rebuilt again", func() bool { return victim.incarnation(0) == 3 })
+	c.voters(c.peers()...)
+	p.publish(3)
+	p.check(victim)
+	c.sameDigests(0)
 }
 
 func TestUnfinishedSnapshotIsNoDamageWhileTheLogReachesBack(t *testing.T) {

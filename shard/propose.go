@@ -29,10 +29,10 @@ func (s *Shard) Propose(data []byte, reply func(any, error)) {
 
 func (s *Shard) notLeader() error {
 	id := s.leader()
-	if string(id) == s.self {
+	if id == s.self {
 		id = ""
 	}
-	return &NotLeaderError{Shard: s.id, Leader: string(id)}
+	return &NotLeaderError{Shard: s.id, Leader: id}
 }
 
 // propose feeds raft in the order of arrival.

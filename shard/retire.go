@@ -11,8 +11,9 @@ import (
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
-// A replica that has left its node leaves its term and its vote behind: should it
-// come back under the same peer id, it must not vote twice in a term. Before
+// A replica that has left its node leaves its term and its vote behind, and comes
+// back, if ever, as its next incarnation: raft notes votes by the address, which is
+// the same, so it must not ask or vote twice in a term. Before
 // anything is removed they are written, durably, into a file beside the replica's
 // directory; while that file is there the replica is not opened until the removal
 // is complete. So a crash inside leaves either the whole replica or none of it.
@@ -26,9 +27,11 @@ type retirement struct {
 	Rows     bool   `json:"rows"` // the store's rows go too
 	// Aside is where the directory goes instead of being removed.
 	Aside string `json:"aside"`
+	// Incarnation is what the replica is when it comes back.
+	Incarnation uint32 `json:"incarnation"`
 }
 
-const retirementVersion = 1
+const retirementVersion = 2
 
 // Keys of hashicorp/raft 1.8.0 in its stable store.
 var (
@@ -76,7 +79,15 @@ func (h *Host) detach(s *hosted) bool {
 }
 
 func (h *Host) beginRetirement(id telemetry.ShardID, log Log, r retirement) (err error) {
+	if _, err := os.Stat(h.retirementFile(id)); !errors.Is(err, fs.ErrNotExist) {
+		return err // it has begun: the log may have forgotten by now what is written there
+	}
 	r.Version = retirementVersion
+	incarnation, err := incarnationOf(log)
+	if err != nil {
+		return fmt.Errorf("read incarnation of shard %d: %w", id, err)
+	}
+	r.Incarnation = incarnation + 1
 	if r.Term, err = log.GetUint64(keyTerm); err != nil {
 		return fmt.Errorf("read term of shard %d: %w", id, err)
 	}
@@ -139,8 +150,11 @@ func (h *Host) finishRetirement(id telemetry.ShardID, log Log) error {
 	return nil
 }
 
-// remember stores term and vote in the emptied log.
+// remember stores incarnation, term and vote in the emptied log.
 func (r *retirement) remember(log Log) error {
+	if err := log.SetUint64(keyIncarnation, uint64(r.Incarnation)); err != nil {
+		return err
+	}
 	if r.VoteTerm > 0 {
 		if err := errors.Join(log.SetUint64(keyVoteTerm, r.VoteTerm), log.Set(keyVote, r.Vote)); err != nil {
 			return err

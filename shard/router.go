@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"slices"
 	"sync"
 	"time"
 
@@ -60,8 +59,8 @@ func NewRouter(host *Host, caller Caller, dir Directory) *Router {
 func (r *Router) Leader(id telemetry.ShardID) string {
 	if s, ok := r.host.Shard(id); ok {
 		// A replica that is still to be built may not have heard of a leader.
-		if leader := s.leader(); leader != "" || slices.Contains(s.voters(), r.host.cfg.Self) {
-			return string(leader)
+		if leader := s.leader(); leader != "" || s.votes() {
+			return leader
 		}
 	}
 	r.mu.Lock()

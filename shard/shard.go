@@ -15,6 +15,7 @@ import (
 	"github.com/sluice-iot/sluice/anomaly"
 	"github.com/sluice-iot/sluice/internal/clock"
 	"github.com/sluice-iot/sluice/internal/obs"
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/internal/snapfile"
 	"github.com/sluice-iot/sluice/session"
 	"github.com/sluice-iot/sluice/telemetry"
@@ -67,7 +68,8 @@ const (
 // Shard is one replica of one raft group.
 type Shard struct {
 	id      telemetry.ShardID
-	self    string
+	self    string        // peer id of the node
+	server  raft.ServerID // of this incarnation of the replica
 	logger  *slog.Logger
 	metrics *metrics
 	raft    *raft.Raft
@@ -128,6 +130,8 @@ type replicaConfig struct {
 	flush     FlushConfig
 	limits    Limits
 	clock     *clock.Clock
+
+	incarnation uint32 // of the replica
 }
 
 // Limits are bounds that tests make small; zero fields take their defaults.
@@ -176,7 +180,7 @@ type replicaDeps struct {
 func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaDeps) (*Shard, error) {
 	logger = logger.With("shard", cfg.id)
 	s := &Shard{
-		id: cfg.id, self: cfg.self, logger: logger, metrics: m, log: deps.log, limits: cfg.limits.withDefaults(), clock: cfg.clock,
+		id: cfg.id, self: cfg.self, server: serverid.Of(cfg.self, cfg.incarnation), logger: logger, metrics: m, log: deps.log, limits: cfg.limits.withDefaults(), clock: cfg.clock,
 		proposals: make(chan proposal, proposalsMax),
 		waiting:   make(chan inFlight, proposalsMax),
 		verifier:  verifier{signal: make(chan struct{}, 1)},
@@ -219,7 +223,7 @@ func openShard(logger *slog.Logger, m *metrics, cfg replicaConfig, deps replicaD
 		return nil, fmt.Errorf("drop the replaced log of shard %d: %w", cfg.id, err)
 	}
 	snaps := &snapshotStore{Store: files, fsm: s.fsm}
-	rc := raftConfig(logger, cfg.self, s.limits)
+	rc := raftConfig(logger, s.server, s.limits)
 	if len(cfg.bootstrap.Servers) > 0 {
 		err := raft.BootstrapCluster(rc, s.log, s.log, snaps, deps.trans, cfg.bootstrap)
 		if err != nil && !errors.Is(err, raft.ErrCantBootstrap) {
@@ -248,9 +252,9 @@ func (s *Shard) start() {
 	}
 }
 
-func raftConfig(logger *slog.Logger, self string, limits Limits) *raft.Config {
+func raftConfig(logger *slog.Logger, self raft.ServerID, limits Limits) *raft.Config {
 	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(self)
+	rc.LocalID = self
 	rc.HeartbeatTimeout, rc.ElectionTimeout, rc.LeaderLeaseTimeout = heartbeatTimeout, heartbeatTimeout, leaderLease
 	rc.CommitTimeout = commitTimeout
 	rc.MaxAppendEntries = appendEntriesMax
@@ -415,7 +419,12 @@ func (s *Shard) HandOver(peer string) error {
 	if peer == "" {
 		return s.raft.LeadershipTransfer().Error()
 	}
-	return s.raft.LeadershipTransferToServer(raft.ServerID(peer), raft.ServerAddress(peer)).Error()
+	for _, srv := range s.servers() {
+		if serverid.Peer(srv.ID) == peer {
+			return s.raft.LeadershipTransferToServer(srv.ID, srv.Address).Error()
+		}
+	}
+	return fmt.Errorf("hand shard %d over to %s, which is no member", s.id, peer)
 }
 
 // closeGrace is how long close waits for what is under way: a leader that has

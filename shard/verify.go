@@ -7,6 +7,7 @@ import (
 	"github.com/hashicorp/raft"
 
 	"github.com/sluice-iot/sluice/internal/mutate"
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/internal/wire"
 )
 
@@ -97,7 +98,9 @@ const roundMax = leaderLease
 
 // leads asks the other voters for their terms. A voter that is in no later term
 // than ours has helped to elect nobody after us, so a quorum of them means that
-// nobody has been, up to the moment of asking.
+// nobody has been, up to the moment of asking. The answer of a later incarnation
+// counts for the voter that it was: that one will never vote again, and its term has
+// been taken over.
 //
 // raft's own VerifyLeader takes answers to heartbeats that were sent before the
 // question for that proof: a process that stood still finds such answers in its
@@ -121,10 +124,10 @@ func (s *Shard) leads(ctx context.Context) bool {
 		switch {
 		case srv.Suffrage != raft.Voter:
 			continue
-		case string(srv.ID) == s.self:
+		case srv.ID == s.server:
 			votes++
 		default:
-			asked.Go(func() { answers <- s.follows(ctx, string(srv.ID), term) })
+			asked.Go(func() { answers <- s.follows(ctx, serverid.Peer(srv.ID), term) })
 		}
 		voters++
 	}

@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/raft"
 
+	"github.com/sluice-iot/sluice/internal/serverid"
 	"github.com/sluice-iot/sluice/store"
 	"github.com/sluice-iot/sluice/telemetry"
 )
@@ -42,6 +43,7 @@ type Latest struct {
 type ReplicaStatus struct {
 	Shard           telemetry.ShardID
 	Role            string // leader, voter or nonvoter
+	Incarnation     uint32 // of the replica, 1 unless it has begun anew
 	Leader          string // peer id it knows as leader
 	Term            uint64
 	Committed       uint64
@@ -174,20 +176,19 @@ func (s *Shard) Counts() Counts {
 // the leader that it last heard of in one that was told to stand and then heard of
 // that leader once more: it would hold on to a dead one for ever, and keep others
 // from standing.
-func (s *Shard) leader() raft.ServerID {
+func (s *Shard) leader() string {
 	if s.raft.State() == raft.Candidate {
 		return ""
 	}
 	_, id := s.raft.LeaderWithID()
-	return id
+	return serverid.Peer(id)
 }
 
 // Status describes this replica. digest asks for the digest of the state too.
 func (s *Shard) Status(digest bool) ReplicaStatus {
 	m := s.fsm.machine
-	st := ReplicaStatus{Shard: s.id, Role: s.role(), Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex()}
-	leader := s.leader()
-	st.Leader = string(leader)
+	st := ReplicaStatus{Shard: s.id, Role: s.role(), Incarnation: serverid.Incarnation(s.server), Term: s.raft.CurrentTerm(), Committed: s.raft.CommitIndex(), Applied: s.raft.AppliedIndex()}
+	st.Leader = s.leader()
 	m.mu.Lock()
 	st.Flushed, st.Durable, st.BacklogRows = m.pending.watermarks.Low(), m.pending.durable, m.pending.gapRows
 	st.PendingRows = m.pending.rows[telemetry.LaneLive] + st.BacklogRows
@@ -211,7 +212,7 @@ func (s *Shard) role() string {
 	if s.raft.State() == raft.Leader {
 		return "leader"
 	}
-	if slices.Contains(s.voters(), s.self) {
+	if s.votes() {
 		return "voter"
 	}
 	return "nonvoter" // or not a member yet

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -51,23 +53,28 @@ const (
 	healMax       = 60 * time.Second // simulated: until everybody acknowledges again
 )
 
-func TestThreeHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 3, 2, seeds(t, 1, 4)) }
+func TestThreeHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 3, 3, 2, seeds(t, 1, 4)) }
 
-func TestFiveHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 5, 3, seeds(t, 101, 2)) }
+func TestFiveHostsLoseNothingWhateverStrikes(t *testing.T) { simulate(t, 5, 3, 3, seeds(t, 101, 2)) }
 
-func simulate(t *testing.T, hosts int, shards uint32, seeds []uint64) {
+// With five replicas two may be rebuilt at once, while a third has heard of neither.
+func TestFiveReplicasLoseNothingWhateverStrikes(t *testing.T) {
+	simulate(t, 5, 5, 1, seeds(t, 201, 2))
+}
+
+func simulate(t *testing.T, hosts, replicas int, shards uint32, seeds []uint64) {
 	for _, seed := range seeds {
 		t.Run(fmt.Sprintf("seed=%d", seed), func(t *testing.T) {
 			began := time.Now()
-			synctest.Test(t, func(t *testing.T) { hour(t, seed, hosts, shards) })
+			synctest.Test(t, func(t *testing.T) { hour(t, seed, hosts, replicas, shards) })
 			t.Logf("SIM_SEED=%d took %v", seed, time.Since(began).Round(time.Millisecond))
 		})
 	}
 }
 
 // hour lets faults strike one after the other or together, heals, and judges.
-func hour(t *testing.T, seed uint64, hosts int, shards uint32) {
-	w := newWorld(t, seed, hosts, shards)
+func hour(t *testing.T, seed uint64, hosts, replicas int, shards uint32) {
+	w := newWorld(t, seed, hosts, replicas, shards)
 	defer w.close()
 	w.net.Delay(0, 2*time.Millisecond)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -85,6 +92,7 @@ func hour(t *testing.T, seed uint64, hosts int, shards uint32) {
 	}
 	w.heal()
 	w.live(fleet)
+	w.mended()
 	cancel()
 	running.Wait()
 	total := 0
@@ -95,7 +103,7 @@ func hour(t *testing.T, seed uint64, hosts int, shards uint32) {
 		}
 	}
 	w.agree()
-	t.Logf("%d acknowledged in %v: %s", total, time.Duration(time.Now().UnixNano()-epoch), w.summary())
+	t.Logf("%d acknowledged in %v: %s, incarnations %v", total, time.Duration(time.Now().UnixNano()-epoch), w.summary(), w.incarnations())
 	if t.Failed() {
 		t.Logf("what happened:\n%s", strings.Join(w.events, "\n"))
 	}
@@ -116,7 +124,7 @@ func TestDisksThatLieAreNoticed(t *testing.T) {
 }
 
 func liar(t *testing.T, op vfs.OpKind, span time.Duration) {
-	w := newWorld(t, 1, 3, 1)
+	w := newWorld(t, 1, 3, 3, 1)
 	defer w.close()
 	d := &device{w: w, name: "d", acked: map[int64]bool{}}
 	publish := func(span time.Duration) {
@@ -165,7 +173,7 @@ func (w *world) strike() {
 	a := w.nodes[w.rng.IntN(len(w.nodes))]
 	peers := w.Peers()
 	w.rng.Shuffle(len(peers), func(i, k int) { peers[i], peers[k] = peers[k], peers[i] })
-	switch w.rng.IntN(11) {
+	switch w.rng.IntN(13) {
 	case 0:
 		w.say("kill %s", a.peer)
 		w.away(false, nil, a)
@@ -204,6 +212,8 @@ func (w *world) strike() {
 		off := w.upTo(2*clockWrong) - clockWrong
 		w.say("clock of %s off by %v", a.peer, off)
 		a.clock.Set(off)
+	case 10, 11:
+		w.rot(telemetry.ShardID(w.rng.Uint32N(w.shards)))
 	default:
 		w.say("heal")
 		w.heal()
@@ -229,6 +239,82 @@ func (w *world) away(loss bool, rng *rand.Rand, nodes ...*node) {
 		n.start()
 		time.Sleep(w.upTo(time.Second))
 	}
+}
+
+// rot spoils every snapshot that a host has of a shard, while it is down. Where the
+// log does not reach behind them the replica has to be rebuilt, as its next
+// incarnation; other faults go on meanwhile. Never a majority: what that has lost is
+// lost.
+func (w *world) rot(id telemetry.ShardID) {
+	if w.lacking(id) >= (w.replicas-1)/2 {
+		return
+	}
+	hosts := w.hostsOf(id)
+	a := hosts[w.rng.IntN(len(hosts))]
+	a.crash(false, nil)
+	files, err := filepath.Glob(filepath.Join(w.dir, a.peer, "shards", fmt.Sprintf("%05d", id), "snapshots", "*", "state.bin"))
+	a.must(err)
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		a.must(err)
+		b[w.rng.IntN(len(b))] ^= 1 << w.rng.IntN(8)
+		a.must(os.WriteFile(f, b, 0o600))
+	}
+	time.Sleep(w.upTo(4 * time.Second))
+	a.start()
+	kind := "rot-spared"
+	if len(a.host.Damaged()) > 0 {
+		kind = "rot"
+	}
+	w.say("%s of %d snapshots of shard %d on %s", kind, len(files), id, a.peer)
+}
+
+// hostsOf lists the hosts of a shard.
+func (w *world) hostsOf(id telemetry.ShardID) (out []*node) {
+	for _, n := range w.nodes {
+		if slices.Contains(w.Replicas(id), n.peer) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// lacking counts the replicas of a shard that do not vote.
+func (w *world) lacking(id telemetry.ShardID) (lack int) {
+	for _, n := range w.hostsOf(id) {
+		s, ok := n.host.Shard(id)
+		if !n.up || !ok || s.Status(false).Role == "nonvoter" {
+			lack++
+		}
+	}
+	return lack
+}
+
+// mended waits until every replica of every shard votes again.
+func (w *world) mended() {
+	for s := range w.shards {
+		id := telemetry.ShardID(s)
+		for end := time.Now().Add(healMax); w.lacking(id) > 0; time.Sleep(100 * time.Millisecond) {
+			if time.Now().After(end) {
+				w.t.Errorf("shard %d: a replica is not rebuilt %v after everything was healed", id, healMax)
+				break
+			}
+		}
+	}
+}
+
+// incarnations of the replicas, by shard.
+func (w *world) incarnations() (out [][]uint32) {
+	for id := range w.shards {
+		var of []uint32
+		for _, n := range w.hostsOf(telemetry.ShardID(id)) {
+			if s, ok := n.host.Shard(telemetry.ShardID(id)); ok {
+				of = append(of, s.Status(false).Incarnation)
+			}
+		}
+		out = append(out, of)
+	}
+	return out
 }
 
 func (w *world) heal() { w.net.Heal() }

@@ -46,13 +46,14 @@ const (
 // the Go scheduler draw from sources of their own, so that the same seed gives
 // the same schedule of faults, but not the same interleaving.
 type world struct {
-	t      *testing.T
-	rng    *rand.Rand
-	net    *simnet.Net
-	dir    string
-	shards uint32
-	nodes  []*node
-	events []string
+	t        *testing.T
+	rng      *rand.Rand
+	net      *simnet.Net
+	dir      string
+	replicas int
+	shards   uint32
+	nodes    []*node
+	events   []string
 }
 
 // node is one host.
@@ -83,8 +84,8 @@ type door struct {
 	intake *ingest.Pipeline
 }
 
-func newWorld(t *testing.T, seed uint64, nodes int, shards uint32) *world {
-	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 7)), dir: t.TempDir(), shards: shards}
+func newWorld(t *testing.T, seed uint64, nodes, replicas int, shards uint32) *world {
+	w := &world{t: t, rng: rand.New(rand.NewPCG(seed, 7)), dir: t.TempDir(), replicas: replicas, shards: shards}
 	w.net = simnet.New(rand.New(rand.NewPCG(seed, 8)))
 	for i := range nodes {
 		w.nodes = append(w.nodes, &node{w: w, index: i, peer: fmt.Sprintf("n%d.0000000%d", i, i+1), disk: vfs.NewMem()})
@@ -108,13 +109,11 @@ func (w *world) close() {
 func (w *world) Resolve(peer string) (string, error) { return peer, nil }
 
 // Shards, Replicas and Peers implement shard.Directory: every shard lives on
-// three hosts in a row.
+// some hosts in a row.
 func (w *world) Shards() uint32 { return w.shards }
 
-const replicas = 3
-
 func (w *world) Replicas(id telemetry.ShardID) (out []string) {
-	for i := range min(replicas, len(w.nodes)) {
+	for i := range w.replicas {
 		out = append(out, w.nodes[(int(id)+i)%len(w.nodes)].peer)
 	}
 	return out
@@ -136,7 +135,9 @@ func (w *world) table() (out []shard.Replica) {
 }
 
 // Group, Poke, Connected, OnSnapshot, Propose and Ask: the mux as shard wants it.
-func (n *node) Group(group uint32) raft.Transport              { return n.mux.Group(group) }
+func (n *node) Group(group, incarnation uint32) raft.Transport {
+	return n.mux.GroupAs(group, incarnation)
+}
 func (n *node) Poke(group uint32) error                        { return n.mux.Poke(group) }
 func (n *node) OnElection(group uint32, abstains func() error) { n.mux.OnElection(group, abstains) }
 func (n *node) Connected(peer string) bool                     { return n.mux.Connected(peer) }
