@@ -189,11 +189,7 @@ func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
 	p := c.publisher(0)
 	p.publish(40)
 	victim := c.nodes[1]
-	eventually(t, "the victim has a snapshot", func() bool {
-		p.publish(1)
-		s, ok := victim.host.Shard(0)
-		return ok && s.snapIndex.Load() > 0
-	})
+	victim.cutLog(p)
 	victim.kill()
 	rotSnapshots(t, victim.dir, "state.bin")
 	victim.start()
@@ -213,12 +209,7 @@ func TestReplicaWithADamagedSnapshotIsRebuiltFromItsPeers(t *testing.T) {
 		t.Errorf("it is incarnation %d", got)
 	}
 	// Nothing of that is forgotten, and a second time is like the first.
-	p.publish(40)
-	eventually(t, "the victim has a snapshot again", func() bool {
-		p.publish(1)
-		s, ok := victim.host.Shard(0)
-		return ok && s.snapIndex.Load() > 0
-	})
+	victim.cutLog(p)
 	victim.kill()
 	victim.start()
 	c.voters(c.peers()...)
