@@ -48,11 +48,15 @@ type Router struct {
 	mu       sync.Mutex
 	hints    map[telemetry.ShardID]string // leaders of shards without a replica here
 	retained map[telemetry.ShardID]*retainedQueue
+
+	underway underway
 }
 
 // NewRouter routes for the node of host.
 func NewRouter(host *Host, caller Caller, dir Directory) *Router {
-	return &Router{host: host, caller: caller, dir: dir, hints: map[telemetry.ShardID]string{}, retained: map[telemetry.ShardID]*retainedQueue{}}
+	r := &Router{host: host, caller: caller, dir: dir, hints: map[telemetry.ShardID]string{}, retained: map[telemetry.ShardID]*retainedQueue{}}
+	r.underway.leader = r.known
+	return r
 }
 
 // Leader is the peer that most probably leads a shard, "" when nobody is known.
@@ -103,13 +107,13 @@ func (r *Router) Propose(id telemetry.ShardID, entry []byte, done func(Result, e
 		s, _ := r.host.Shard(id)
 		s.Propose(entry, func(v any, err error) { done(resultOf(v, err)) })
 	default:
-		r.caller.Propose(leader, GroupOf(id), entry, func(answer []byte, err error) {
+		r.caller.Propose(leader, GroupOf(id), entry, r.underway.follow(id, leader, func(answer []byte, err error) {
 			res, err := decodeAccepted(id, answer, err)
 			if err != nil {
 				r.learn(id, err)
 			}
 			done(res, err)
-		})
+		}))
 	}
 }
 

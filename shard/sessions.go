@@ -149,7 +149,7 @@ func (r *Router) Submit(id telemetry.ShardID, batch []byte, done func([]byte, er
 	case r.host.cfg.Self:
 		r.host.submit(id, batch, done)
 	default:
-		r.caller.Submit(leader, GroupOf(id), batch, func(answer []byte, err error) {
+		r.caller.Submit(leader, GroupOf(id), batch, r.underway.follow(id, leader, func(answer []byte, err error) {
 			if err == nil && len(answer) > 0 && answer[0] == answerBusy {
 				err = ErrBusy
 			}
@@ -160,7 +160,7 @@ func (r *Router) Submit(id telemetry.ShardID, batch []byte, done func([]byte, er
 				r.learn(id, err)
 			}
 			done(answer, err)
-		})
+		}))
 	}
 }
 
