@@ -2,12 +2,14 @@ package bench
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -23,6 +25,7 @@ type PriorityConfig struct {
 	Shards   uint32
 	Overload Overload // what is going on beside the commands; its addresses and length are chosen here
 	Rate     float64  // of either class, per second
+	Target   string   // mqtt.commit_target of the nodes; "" is their default
 	Duration time.Duration
 	Progress io.Writer // what is being done, may be nil
 }
@@ -33,6 +36,9 @@ type Priority struct {
 	Telemetry  Overloaded    `json:"telemetry"` // beside the loaded round
 	Idle       PriorityRound `json:"idle"`      // without telemetry
 	Loaded     PriorityRound `json:"loaded"`
+	Target     string        `json:"commit_target,omitempty"`
+	CPU        float64       `json:"cpu_us_per_message"` // of all nodes together, for the telemetry and all else in the loaded round
+	Block      float64       `json:"messages_per_block"`
 	LoadBefore float64       `json:"load_average_before"`
 	LoadAfter  float64       `json:"load_average_after"`
 }
@@ -66,12 +72,16 @@ func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err er
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards)
+	var environ []string
+	if cfg.Target != "" {
+		environ = append(environ, "SLUICE_MQTT_COMMIT_TARGET="+cfg.Target)
+	}
+	c, stop, err := scratchCluster(ctx, cfg.Binary, cfg.Dir, cfg.Shards, environ...)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, stop()) }()
-	out = &Priority{LoadBefore: loadAverage()}
+	out = &Priority{Target: cfg.Target, LoadBefore: loadAverage()}
 	fmt.Fprintf(cfg.Progress, "commands and bulk messages on an idle cluster for %v ...\n", priorityIdle)
 	if out.Idle, err = priorityRound(ctx, &cfg, c, priorityIdle); err != nil {
 		return nil, err
@@ -82,6 +92,10 @@ func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err er
 	for _, n := range c.Nodes() {
 		over.Addrs = append(over.Addrs, n.MQTT)
 	}
+	before, err := observe(ctx, c)
+	if err != nil {
+		return nil, err
+	}
 	loaded := make(chan error, 1)
 	go func() {
 		var err error
@@ -90,9 +104,69 @@ func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err er
 	}()
 	time.Sleep(priorityWarm)
 	out.Loaded, err = priorityRound(ctx, &cfg, c, cfg.Duration)
-	err = errors.Join(err, <-loaded)
+	if err = errors.Join(err, <-loaded); err != nil {
+		return nil, err
+	}
 	out.LoadAfter = loadAverage()
+	after, err := observe(ctx, c)
+	if n := float64(out.Telemetry.Latency.Count); n > 0 {
+		out.CPU = (after.cpu - before.cpu).Seconds() * 1e6 / n
+		out.Block = n / max(1, after.blocks-before.blocks)
+	}
 	return out, err
+}
+
+// ComparePriority runs the scenario with each of the commit targets in turn, several
+// times over, so that all of them have the machine as it is.
+func ComparePriority(ctx context.Context, cfg PriorityConfig, targets []string, rounds int) (out []*Priority, err error) {
+	for range rounds {
+		for _, target := range targets {
+			cfg.Target = target
+			o, err := RunPriority(ctx, cfg)
+			if err != nil {
+				return out, err
+			}
+			out = append(out, o)
+		}
+	}
+	return out, nil
+}
+
+// PriorityTable compares medians over the rounds of each target, for people.
+func PriorityTable(w io.Writer, runs []*Priority) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%-14s %6s %10s %10s %9s %9s  %22s  %22s\n", "commit_target", "rounds", "messages/s", "ack p50", "us/msg", "msg/block", "command delivered", "bulk delivered")
+	var targets []string
+	for _, o := range runs {
+		if !slices.Contains(targets, o.Target) {
+			targets = append(targets, o.Target)
+		}
+	}
+	for _, target := range targets {
+		var of []*Priority
+		for _, o := range runs {
+			if o.Target == target {
+				of = append(of, o)
+			}
+		}
+		mid := func(f func(*Priority) float64) float64 {
+			v := make([]float64, len(of))
+			for i, o := range of {
+				v[i] = f(o)
+			}
+			slices.Sort(v)
+			return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+		}
+		both := func(g func(*Priority) *Gaps) string {
+			return fmt.Sprintf("%.1f / %.0f", mid(func(o *Priority) float64 { return g(o).P50 }), mid(func(o *Priority) float64 { return g(o).P99 }))
+		}
+		fmt.Fprintf(&b, "%-14s %6d %10.0f %10.1f %9.1f %9.1f  %22s  %22s\n", cmp.Or(target, "default"), len(of),
+			mid(func(o *Priority) float64 { return o.Telemetry.Rate }), mid(func(o *Priority) float64 { return o.Telemetry.Latency.P50 }),
+			mid(func(o *Priority) float64 { return o.CPU }), mid(func(o *Priority) float64 { return o.Block }),
+			both(func(o *Priority) *Gaps { return &o.Loaded.Commands.Delivered }), both(func(o *Priority) *Gaps { return &o.Loaded.Bulk.Delivered }))
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
 }
 
 // priorityRound publishes through the first node for the device at the last one.
@@ -274,6 +348,7 @@ func (o *Priority) Table(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%.0f messages/s of telemetry acknowledged, after %.0f ms at the median and %.0f ms at p99; %d subscribers to it, cut off %d times\n",
 		o.Telemetry.Rate, o.Telemetry.Latency.P50, o.Telemetry.Latency.P99, o.Telemetry.Subscribers, o.Telemetry.Cut)
+	fmt.Fprintf(&b, "%.1f us of CPU of all nodes per message of telemetry, %.1f messages per block\n", o.CPU, o.Block)
 	fmt.Fprintf(&b, "load average %.1f before, %.1f after\n", o.LoadBefore, o.LoadAfter)
 	fmt.Fprintf(&b, "%-32s %6s %6s  %26s  %26s\n", "ms", "sent", "lost", "acknowledged p50/p99/max", "delivered p50/p99/max")
 	for _, r := range []struct {

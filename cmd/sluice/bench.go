@@ -162,6 +162,9 @@ type benchPriorityCmd struct {
 	Shards uint32  `default:"24" help:"Shards."`
 	Data   string  `default:"" help:"Directory for the cluster; empty: a temporary one."`
 	JSON   bool    `name:"json" help:"Print JSON."`
+
+	Targets []string `default:"" placeholder:"0s,100ms" help:"Values of mqtt.commit_target that are compared in turn, each with a fresh cluster; 0s is no bound."`
+	Rounds  int      `default:"1" help:"How often each of them."`
 }
 
 // Run implements kong.
@@ -177,7 +180,11 @@ func (c *benchPriorityCmd) Run(ctx context.Context) error {
 	if c.Rate < 1 || c.Rate > 1000 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%v commands per second, %d shards: use 1 to 1000, and 1 to 256", c.Rate, c.Shards)
 	}
-	o, err := bench.RunPriority(ctx, bench.PriorityConfig{Binary: binary, Dir: c.Data, Shards: c.Shards, Overload: over, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr})
+	cfg := bench.PriorityConfig{Binary: binary, Dir: c.Data, Shards: c.Shards, Overload: over, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr}
+	if len(c.Targets) > 0 || c.Rounds != 1 {
+		return c.compare(ctx, cfg)
+	}
+	o, err := bench.RunPriority(ctx, cfg)
 	if err != nil {
 		return err
 	}
@@ -185,6 +192,24 @@ func (c *benchPriorityCmd) Run(ctx context.Context) error {
 		return json.NewEncoder(os.Stdout).Encode(o)
 	}
 	return o.Table(os.Stdout)
+}
+
+func (c *benchPriorityCmd) compare(ctx context.Context, cfg bench.PriorityConfig) error {
+	if c.Rounds < 1 || c.Data != "" {
+		return fmt.Errorf("%d rounds in %q: use at least 1, and no --data with --targets or --rounds, which make a cluster each", c.Rounds, c.Data)
+	}
+	targets := c.Targets
+	if len(targets) == 0 {
+		targets = []string{""}
+	}
+	runs, err := bench.ComparePriority(ctx, cfg, targets, c.Rounds)
+	if err != nil {
+		return err
+	}
+	if c.JSON {
+		return json.NewEncoder(os.Stdout).Encode(runs)
+	}
+	return bench.PriorityTable(os.Stdout, runs)
 }
 
 type benchHoldCmd struct {
