@@ -31,6 +31,14 @@ type Ingest interface {
 	Publish(p *telemetry.Publish, done func(telemetry.Result))
 }
 
+// Pacer is an Ingest that bounds what it is given.
+type Pacer interface {
+	// Allowance is how many bytes of telemetry, by Publish.Cost, should be in flight now
+	// at most; what is more waits in the broker and in the sockets. It never blocks, and
+	// is asked again while anything waits.
+	Allowance() int64
+}
+
 // Broker is a node's MQTT broker.
 type Broker struct {
 	log                         *slog.Logger
@@ -81,6 +89,9 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, ingest Inge
 		idle: make(chan struct{}, 1), conns: map[*conn]struct{}{}}
 	b.sessions.byID, b.sessions.early = map[string]*live{}, map[string]uint64{}
 	b.budget.max = cfg.InFlightBytesMax
+	if pacer, ok := ingest.(Pacer); ok {
+		b.budget.allowance = pacer.Allowance
+	}
 	b.turns = newTurns(cfg.Limits)
 	b.identities, b.alarms, b.devices = newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Identity), newLimiters(cfg.Limits.Device)
 	b.halfOpen.max, b.halfOpen.freed = cfg.HalfOpenMax, make(chan struct{}, 1)

@@ -73,6 +73,7 @@ type conn struct {
 	unrouted    *publish // the first in it that is not on its way to subscribers
 	waiting     publishList
 	waitBytes   int64
+	grant       int64           // telemetry that may be handed over although others wait
 	quota       int             // QoS 1 and 2 publishes not yet answered: what the receive maximum counts
 	qos2        map[uint16]bool // ids of inbound QoS 2 publishes: false being committed, true answered with PUBREC
 	received    int             // the true ones: exchanges that wait for PUBREL

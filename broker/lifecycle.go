@@ -51,7 +51,7 @@ func (b *Broker) Will(client string, m *session.Message, done func(error)) {
 	b.inFlight.Add(1)
 	b.ingest.Publish(pub, func(r telemetry.Result) {
 		b.inFlight.Add(-1)
-		b.budget.give(size)
+		b.budget.give(size, false)
 		what, _, outcome := judge(&r)
 		b.metrics.publishes[m.QoS][outcome].Inc()
 		switch what {

@@ -107,9 +107,7 @@ func (p *publish) urgent() bool { return p.plain && session.Urgent(p.Topic) }
 
 func (p *publish) retain() bool { return p.special != nil && p.special.Retain }
 
-// publishOverhead is what a publish in flight costs beside its payload; it keeps a
-// flood of empty publishes inside the byte budget.
-const publishOverhead = 512
+const publishOverhead = telemetry.PublishOverhead
 
 func (c *conn) resolveAlias(pk *packets.Packet) packets.Code {
 	alias := pk.Properties.TopicAlias
@@ -232,7 +230,7 @@ func (c *conn) roomLocked(p *publish) bool {
 	if c.fifo.n >= c.b.cfg.Window || p.QoS == 2 && !p.again && c.received >= c.b.cfg.Window {
 		return false
 	}
-	return p.local || c.b.budget.take(c, p.bytes, p.urgent())
+	return p.local || c.b.budget.take(c, p)
 }
 
 // admitLocked puts p into the FIFO of answers; what needs no commit is done.
@@ -303,7 +301,7 @@ func (p *publish) done(r telemetry.Result) {
 	}
 	c.mu.Unlock()
 	c.b.inFlight.Add(-1)
-	c.b.budget.give(p.bytes)
+	c.b.budget.give(p.bytes, !p.plain)
 }
 
 // wanted reports whether subscribers are owed p, whose result is known.

@@ -49,6 +49,9 @@ func (c *conn) pump() {
 		for _, p := range admitted {
 			c.b.submit(p)
 		}
+		if len(admitted) > 0 {
+			c.b.budget.wake() // there may be room for the next one
+		}
 		for _, p := range routes {
 			c.b.route(p)
 		}

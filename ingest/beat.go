@@ -10,7 +10,7 @@ import (
 // by one fsync and wakes every goroutine on its way once instead of once per
 // shard.
 type beat struct {
-	every time.Duration
+	every func() time.Duration
 
 	mu    sync.Mutex
 	armed bool
@@ -29,9 +29,9 @@ func (b *beat) mark(q *queue) {
 	}
 	b.armed = true
 	if b.timer == nil {
-		b.timer = time.AfterFunc(b.every, b.fire)
+		b.timer = time.AfterFunc(b.every(), b.fire)
 	} else {
-		b.timer.Reset(b.every)
+		b.timer.Reset(b.every())
 	}
 }
 

@@ -36,6 +36,15 @@ func newMetrics(reg prometheus.Registerer) *metrics {
 	return m
 }
 
+// registerGauges shows the bound of what is in flight.
+func (p *Pipeline) registerGauges(reg prometheus.Registerer) {
+	f := promauto.With(reg)
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "sluice_ingest_allowance_bytes", Help: "Telemetry that may be in flight on this node, so that commits take about mqtt.commit_target under load."},
+		func() float64 { return float64(p.pace.limit.Load()) })
+	f.NewGaugeFunc(prometheus.GaugeOpts{Name: "sluice_ingest_stalled_bytes", Help: "Telemetry in flight that waits for shards that do not answer; it does not count against the allowance."},
+		func() float64 { return float64(p.pace.held.Load()) })
+}
+
 func (m *metrics) messages(o telemetry.Outcome, n int) {
 	if n > 0 {
 		m.outcomes[o].Add(float64(n))

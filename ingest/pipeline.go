@@ -32,8 +32,12 @@ type Config struct {
 	// this node (default 256 MiB): what a shard without a leader may pile up.
 	BytesOpenMax int64
 	// Linger is the beat at which a busy node closes the blocks of all its shards
-	// (default 2 ms). A message on an idle node does not wait for it.
+	// (default 2 ms), with a Target slower when commits take long. A message on an idle
+	// node does not wait for it.
 	Linger time.Duration
+	// Target is how long a commit should take under load: Allowance follows from it.
+	// 0 is no bound.
+	Target time.Duration
 }
 
 // Validate returns every problem of the configuration.
@@ -54,8 +58,14 @@ func (c *Config) Validate() error {
 	if c.Linger < 0 || c.Linger > time.Second {
 		errs = append(errs, fmt.Errorf("linger is %v: use 0 to 1s", c.Linger))
 	}
+	if c.Target < 0 || c.Target > TargetMax {
+		errs = append(errs, fmt.Errorf("target is %v: use 0 for no bound, or up to %v", c.Target, TargetMax))
+	}
 	return errors.Join(errs...)
 }
+
+// TargetMax is the largest Target: less than what the front ends let a client wait for a commit.
+const TargetMax = 5 * time.Second
 
 // An origin's epoch is the process epoch above a count of resets: a shard that
 // has forgotten this origin is talked to under a fresh number.
@@ -79,6 +89,8 @@ type Pipeline struct {
 	refused  atomic.Uint64
 	draining atomic.Bool
 	clock    atomic.Int64 // the latest time given by tick
+	pace     *pace
+	watched  atomic.Int64 // unix ms when stalled shards were last looked for
 }
 
 // parser is a scanner with the memory it fills.
@@ -92,23 +104,20 @@ func New(logger *slog.Logger, reg prometheus.Registerer, cfg Config, router Rout
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("configure ingest: %w", err)
 	}
-	p := &Pipeline{logger: logger, metrics: newMetrics(reg), cfg: cfg, router: router, beat: beat{every: cfg.Linger}}
+	p := &Pipeline{logger: logger, metrics: newMetrics(reg), cfg: cfg, router: router, pace: newPace(cfg.Target, cfg.Shards)}
 	p.parsers.New = func() any { return &parser{scanner: telemetry.NewScanner()} }
+	p.beat.every = func() time.Duration { return p.pace.beat(cfg.Linger) }
+	p.registerGauges(reg)
 	for id := range cfg.Shards {
 		p.queues = append(p.queues, newQueue(p, telemetry.ShardID(id)))
 	}
 	return p, nil
 }
 
-// publishOverhead is what a publish without an outcome costs beside its payload:
-// its record, its place in a block, the record of who published it. Empty
-// payloads must not be free.
-const publishOverhead = 256
-
 // Publish takes one publish. done is called exactly once, from any goroutine,
 // possibly before Publish returns; it must not block.
 func (p *Pipeline) Publish(pub *telemetry.Publish, done func(telemetry.Result)) {
-	size := int64(len(pub.Payload)) + publishOverhead
+	size := pub.Cost()
 	p.pending.Add(1) // before the look at draining, so that Drain cannot miss it
 	if p.draining.Load() {
 		p.pending.Add(-1)
@@ -213,6 +222,22 @@ func (p *Pipeline) Refused() uint64 { return p.refused.Load() }
 // Open is how many publishes have no outcome yet.
 func (p *Pipeline) Open() int64 { return p.pending.Load() }
 
+// Allowance is how many bytes of telemetry, by Publish.Cost, this node should have in
+// flight at most: it follows what commits take. What waits for a shard that does not
+// answer does not count. Who lets publishes wait for it asks again and again: it is
+// here that such shards are noticed.
+func (p *Pipeline) Allowance() int64 {
+	now := time.Now()
+	if last := p.watched.Load(); now.UnixMilli()-last >= watchEvery && p.watched.CompareAndSwap(last, now.UnixMilli()) {
+		for _, q := range p.queues {
+			q.watch(now)
+		}
+	}
+	return p.pace.allowance()
+}
+
+const watchEvery = 100 // ms
+
 // drainPoll is how often Drain looks whether everything has an outcome.
 const drainPoll = 5 * time.Millisecond
 
@@ -251,6 +276,7 @@ type publication struct {
 	mu     sync.Mutex
 	open   int // messages without an outcome
 	token  bool
+	held   bool // a shard that it waits for is stalled
 	result telemetry.Result
 }
 
@@ -297,6 +323,7 @@ func (t *publication) finish() {
 	p.open.Add(-t.size)
 	p.refused.Add(uint64(t.result.Refused))
 	p.metrics.result(&t.result)
+	p.pace.finished(t)
 	t.done(t.result)
 	p.pending.Add(-1) // last: Drain returns when everybody has heard
 }

@@ -248,7 +248,7 @@ func TestShardThatRefusesEveryEpochEndsItsQueueAndReusesNone(t *testing.T) {
 
 func TestPublishBeyondTheBoundIsRefusedAndNeverProposed(t *testing.T) {
 	n := newNetwork(3, func() fate { return notLeader })
-	p := open(t, n, func(c *Config) { c.BytesOpenMax = 10 * (publishOverhead + 100) })
+	p := open(t, n, func(c *Config) { c.BytesOpenMax = 10 * (telemetry.PublishOverhead + 100) })
 	l := newLedger()
 	refused := 0
 	for i := range 200 { // payloads of almost nothing must not be free

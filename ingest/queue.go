@@ -36,6 +36,7 @@ type sealed struct {
 	data    []byte
 	waiters []waiter
 	at      time.Time
+	opened  time.Time // when it got its first message
 }
 
 // queue gathers and sends the blocks of one shard.
@@ -57,7 +58,9 @@ type queue struct {
 	waiting bool // the retry timer is armed
 	retry   *time.Timer
 	stopped bool
-	pumping bool // a goroutine is in pump
+	pumping bool      // a goroutine is in pump
+	heard   time.Time // when the shard last answered, or had nothing to answer before
+	stalled bool      // it has not for too long
 	spare   [][]waiter
 	failed  []waiter // of blocks that could not be encoded; pump settles them
 }
@@ -81,6 +84,9 @@ func (q *queue) add(m *telemetry.Message, t waiter, more bool) {
 	}
 	q.builder.Add(m)
 	q.waiters = append(q.waiters, t)
+	if q.stalled {
+		q.pipeline.pace.hold(t)
+	}
 	switch {
 	case q.builder.Len() >= blockMessagesMax || q.builder.Size() >= blockBytesMax:
 		q.seal(now)
@@ -137,7 +143,10 @@ func (q *queue) seal(now time.Time) {
 		return
 	}
 	q.pipeline.metrics.sealed(len(waiters), len(data), now.Sub(q.opened))
-	q.blocks = append(q.blocks, &sealed{seq: q.seq, data: data, waiters: waiters, at: now})
+	if len(q.blocks) == 0 {
+		q.heard = now
+	}
+	q.blocks = append(q.blocks, &sealed{seq: q.seq, data: data, waiters: waiters, at: now, opened: q.opened})
 }
 
 // transmission is a block to be sent outside of mu.
@@ -197,7 +206,9 @@ func (q *queue) answered(t transmission, res shard.Result, err error) {
 		}
 	case res.Status == shard.StatusApplied:
 		q.backoff = 0
-		finished, outcome = q.resolve(t.b), telemetry.Applied
+		if finished, outcome = q.resolve(t.b), telemetry.Applied; finished != nil {
+			q.hear(time.Now(), t.b)
+		}
 	case res.Status == shard.StatusInvalid:
 		finished, outcome = q.resolve(t.b), telemetry.Refused
 	case res.Status == shard.StatusGap && t.gen == q.gen:
@@ -216,6 +227,35 @@ func (q *queue) answered(t transmission, res shard.Result, err error) {
 	q.pump()
 	for _, b := range finished {
 		q.settle(b, outcome, res)
+	}
+}
+
+// hear takes note that the shard has committed a block. mu is held.
+func (q *queue) hear(now time.Time, b *sealed) {
+	q.heard = now
+	if q.stalled { // what has waited for it says nothing about the load
+		q.stalled = false
+		return
+	}
+	q.pipeline.pace.answered(now, len(b.waiters), now.Sub(b.opened))
+}
+
+// watch notices that the shard does not answer any more. What waits for it, and what
+// comes meanwhile, is held apart, so that it does not keep out what is for others.
+func (q *queue) watch(now time.Time) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.stalled || len(q.blocks) == 0 || now.Sub(q.heard) < q.pipeline.pace.stallAfter() {
+		return
+	}
+	q.stalled = true
+	for _, b := range q.blocks {
+		for _, t := range b.waiters {
+			q.pipeline.pace.hold(t)
+		}
+	}
+	for _, t := range q.waiters {
+		q.pipeline.pace.hold(t)
 	}
 }
 

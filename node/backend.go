@@ -45,6 +45,14 @@ func (i *intake) Publish(p *telemetry.Publish, done func(telemetry.Result)) {
 	done(telemetry.Result{Unknown: 1, Reason: "the node is not part of an initialised cluster yet"})
 }
 
+// Allowance implements broker.Pacer.
+func (i *intake) Allowance() int64 {
+	if pl := i.pipeline.Load(); pl != nil {
+		return pl.Allowance()
+	}
+	return math.MaxInt64 // nothing is kept here
+}
+
 // backend answers the API for the whole cluster.
 type backend struct {
 	node    *node

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/sluice-iot/sluice/broker"
+	"github.com/sluice-iot/sluice/ingest"
 )
 
 // MQTTConfig is where clients reach the broker.
@@ -22,6 +23,7 @@ type MQTTConfig struct {
 	Limits    LimitsConfig    `yaml:"limits"`
 
 	KeepAliveMax time.Duration `yaml:"keep_alive_max"` // of MQTT 5 clients; 0: what they ask
+	CommitTarget time.Duration `yaml:"commit_target"`  // how long a commit of telemetry should take under load; 0: more and more is taken at once
 }
 
 // LimitsConfig bounds what clients of this node may ask per second.
@@ -93,10 +95,16 @@ func (c *MQTTConfig) validate(problem func(key, format string, args ...any)) {
 	if k := c.KeepAliveMax; k != 0 && (k < time.Second || k > broker.KeepAliveMaxMax || k%time.Second != 0) {
 		problem("mqtt.keep_alive_max", "is %v: use whole seconds from 1s to %v, or 0s for what clients ask", k, broker.KeepAliveMaxMax)
 	}
+	if t := c.CommitTarget; t < 0 || t > 0 && t < commitTargetMin || t > ingest.TargetMax {
+		problem("mqtt.commit_target", "is %v: use %v to %v, or 0s for no bound", t, commitTargetMin, ingest.TargetMax)
+	}
 	if _, err := c.proxies(); err != nil {
 		problem("mqtt.proxy_from", "%v", err)
 	}
 }
+
+// commitTargetMin is what a commit takes anyway: less would only cost throughput.
+const commitTargetMin = 5 * time.Millisecond
 
 func (c *MQTTConfig) proxies() (out []netip.Prefix, err error) {
 	for _, s := range c.ProxyFrom {

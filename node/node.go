@@ -354,6 +354,7 @@ func (n *node) joinAndIngest(ctx context.Context) (func() error, error) {
 	following.Go(func() { n.newMover().run(ctx) })
 	pl, err := ingest.New(n.logger, n.registry, ingest.Config{
 		Origin: n.identity.Peer(), Epoch: epoch, Shards: n.meta.State().Shards, BytesOpenMax: 256 << 20, Linger: 2 * time.Millisecond,
+		Target: n.cfg.MQTT.CommitTarget,
 	}, n.router)
 	if err != nil {
 		return stop, err

@@ -15,6 +15,14 @@ type Publish struct {
 	Token    bool // the publisher wants Result.Writes
 }
 
+// PublishOverhead is what a publish in flight costs a node beside its payload: its
+// record, its place in a block, the record of who published it. It keeps a flood of
+// empty publishes inside the bounds.
+const PublishOverhead = 512
+
+// Cost is what the publish counts against bounds of what is in flight, in bytes.
+func (p *Publish) Cost() int64 { return int64(len(p.Payload)) + PublishOverhead }
+
 // Result is what became of all messages of one Publish.
 type Result struct {
 	Applied     int
