@@ -25,7 +25,8 @@ func (e *encodingError) Error() string { return e.err.Error() }
 func (e *encodingError) Unwrap() error { return e.err }
 
 // bodyIsLines decides from Content-Type whether a body is one message per line
-// or JSON. A body without a type is taken as JSON, which reads lines too.
+// or JSON. A body without a type is taken as JSON, which reads lines too; so is
+// one with the type that curl, wget and fetch give to what has none of its own.
 func bodyIsLines(h http.Header) (bool, error) {
 	text := h.Get("Content-Type")
 	if text == "" {
@@ -38,7 +39,7 @@ func bodyIsLines(h http.Header) (bool, error) {
 	switch media {
 	case "application/x-ndjson", "application/ndjson", "application/jsonl", "application/x-jsonlines", "application/jsonlines":
 		return true, nil
-	case "application/json":
+	case "application/json", "application/x-www-form-urlencoded", "text/plain":
 		return false, nil
 	}
 	return false, newProblem(http.StatusUnsupportedMediaType, "Content-Type %q is not understood: use application/x-ndjson for one message per line, or application/json", text)

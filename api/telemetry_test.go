@@ -100,7 +100,7 @@ func TestPublishDecompresses(t *testing.T) {
 func TestPublishRefusesWhatItCannotRead(t *testing.T) {
 	n := start(t, api.Config{BodyBytesMax: 4096, MessageBytesMax: 512})
 	lines := []string{"Content-Type", ndjson}
-	wantProblem(t, n.publish(good(1), "Content-Type", "application/x-www-form-urlencoded"), 415, "application/x-ndjson")
+	wantProblem(t, n.publish(good(1), "Content-Type", "application/x-protobuf"), 415, "application/x-ndjson")
 	wantProblem(t, n.publish(good(1), "Content-Type", ";"), 415)
 	wantProblem(t, n.publish(good(1), append(lines, "Content-Encoding", "br")...), 415, "gzip, zstd")
 	wantProblem(t, n.publish("", lines...), 400, "empty")
@@ -122,6 +122,17 @@ func TestPublishRefusesWhatItCannotRead(t *testing.T) {
 	if p := wantProblem(t, r, 400, "not closed", "stays"); p.Counts == nil || p.Applied+p.Duplicate != 2 {
 		t.Errorf("counts of a broken array: %s", r.body)
 	}
+}
+
+func TestBodyWithTheTypeThatClientsGiveByThemselvesIsRead(t *testing.T) {
+	n := start(t, api.Config{})
+	for i, kind := range []string{"application/x-www-form-urlencoded", "text/plain;charset=UTF-8", ""} {
+		r := n.publish(good(2*i+1)+"\n"+good(2*i+2), "Content-Type", kind)
+		if c := decode[api.Counts](t, r); r.status != 200 || c.Received != 2 || c.Applied != 2 {
+			t.Errorf("%q: %d %s", kind, r.status, r.body)
+		}
+	}
+	wantProblem(t, n.publish("a=b&c=d", "Content-Type", "application/x-www-form-urlencoded"), 422, "is telemetry")
 }
 
 func TestBadMessagesCostOnlyThemselves(t *testing.T) {

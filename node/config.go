@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -14,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml"
 	"github.com/knadh/koanf/providers/env/v2"
 	"github.com/knadh/koanf/v2"
 
@@ -179,9 +177,8 @@ func LoadConfig(path string, environ, set []string) (Config, error) {
 	if err != nil {
 		return cfg, fmt.Errorf("read configuration: %w", err)
 	}
-	dec := yaml.NewDecoder(bytes.NewReader(b), yaml.Strict())
-	if err := dec.Decode(&cfg); err != nil && len(bytes.TrimSpace(b)) > 0 {
-		return cfg, fmt.Errorf("read configuration %s: %s", path, obs.OneLine(yaml.FormatError(err, false, false)))
+	if err := decodeFile(&cfg, b); err != nil {
+		return cfg, fmt.Errorf("read configuration %s: %w", path, err)
 	}
 	if err := overlayEnv(&cfg, environ); err != nil {
 		return cfg, err
@@ -202,9 +199,9 @@ const envPrefix = "SLUICE_"
 // overlayEnv applies SLUICE_* variables. The names are derived from the keys of
 // the file; one that matches no key is an error, so that a typo is not silent.
 func overlayEnv(cfg *Config, environ []string) error {
-	kinds := keysOf(reflect.TypeFor[Config](), "")
+	types := keysOf(reflect.TypeFor[Config](), "")
 	names := map[string]string{}
-	for key := range kinds {
+	for key := range types {
 		names[envPrefix+strings.ToUpper(strings.ReplaceAll(key, ".", "_"))] = key
 	}
 	var unknown []string
@@ -218,7 +215,7 @@ func overlayEnv(cfg *Config, environ []string) error {
 			unknown = append(unknown, name)
 			return "", nil
 		}
-		return key, valueOf(kinds[key], value)
+		return key, valueOf(types[key], value)
 	}})
 	if err := k.Load(provider, nil); err != nil {
 		return fmt.Errorf("read environment: %w", err)
@@ -234,15 +231,15 @@ func overlayEnv(cfg *Config, environ []string) error {
 
 // overlaySet applies key=value settings of the command line.
 func overlaySet(cfg *Config, set []string) error {
-	kinds := keysOf(reflect.TypeFor[Config](), "")
+	types := keysOf(reflect.TypeFor[Config](), "")
 	k := koanf.New(".")
 	for _, s := range set {
 		key, value, ok := strings.Cut(s, "=")
-		kind, known := kinds[key]
+		typ, known := types[key]
 		if !ok || !known {
 			return fmt.Errorf("--set %q is not KEY=VALUE with a configuration key such as mqtt.listen: see sluice config print", s)
 		}
-		if err := k.Set(key, valueOf(kind, value)); err != nil {
+		if err := k.Set(key, valueOf(typ, value)); err != nil {
 			return fmt.Errorf("--set %s: %w", key, err)
 		}
 	}
@@ -253,8 +250,8 @@ func overlaySet(cfg *Config, set []string) error {
 }
 
 // valueOf splits the values of lists.
-func valueOf(kind reflect.Kind, value string) any {
-	if kind == reflect.Slice {
+func valueOf(t reflect.Type, value string) any {
+	if t.Kind() == reflect.Slice {
 		return strings.Split(value, ",")
 	}
 	return value
@@ -263,15 +260,15 @@ func valueOf(kind reflect.Kind, value string) any {
 // notConfig lists variables with our prefix that are not keys of the file.
 var notConfig = []string{"SLUICE_DATA", "SLUICE_API"}
 
-// keysOf lists the dotted keys of a configuration struct with the kinds of their values.
-func keysOf(t reflect.Type, prefix string) map[string]reflect.Kind {
-	keys := map[string]reflect.Kind{}
+// keysOf lists the dotted keys of a configuration struct with the types of their values.
+func keysOf(t reflect.Type, prefix string) map[string]reflect.Type {
+	keys := map[string]reflect.Type{}
 	for f := range t.Fields() {
 		key := prefix + f.Tag.Get("yaml")
 		if f.Type.Kind() == reflect.Struct {
 			maps.Copy(keys, keysOf(f.Type, key+"."))
 		} else {
-			keys[key] = f.Type.Kind()
+			keys[key] = f.Type
 		}
 	}
 	return keys

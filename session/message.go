@@ -150,12 +150,13 @@ func HomeOf(filter string) string {
 }
 
 // AppendExpiry is the message expiry interval that is left at now, as an MQTT 5
-// property; nothing for a message that never expires.
+// property; nothing for a message that never expires. Whole seconds that it has
+// waited are taken off, so that what goes out at once keeps its interval.
 func (m *Message) AppendExpiry(dst []byte, now int64) []byte {
 	if m.Expires == 0 {
 		return dst
 	}
-	left := max(1, (m.Expires-now)/1_000_000)
+	left := max(1, (m.Expires-now+999_999)/1_000_000)
 	return binary.BigEndian.AppendUint32(append(dst, propMessageExpiry), uint32(min(left, 1<<32-1)))
 }
 
