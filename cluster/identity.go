@@ -61,7 +61,7 @@ func LoadOrCreateIdentity(dir string, node telemetry.NodeID, zone telemetry.Zone
 	if err := makeDir(dir); err != nil {
 		return nil, err
 	}
-	lock, err := lockDir(dir)
+	lock, err := lockDir(dir, lockWait)
 	if err != nil {
 		return nil, err
 	}

@@ -72,7 +72,7 @@ func (c *clock) read(cell string) (int64, error) {
 			return microsOf(t)
 		}
 	}
-	return 0, fmt.Errorf("time %q is neither RFC 3339 nor a number: describe it with time-layout", cell)
+	return 0, fmt.Errorf("time %q is neither RFC 3339 nor a number: describe it with --time-layout", cell)
 }
 
 // microsOf refuses what UnixMicro would wrap.
@@ -106,7 +106,7 @@ func epoch(cell, unit string) (int64, error) {
 	if err != nil || strings.ContainsAny(fraction, "eE") {
 		f, err := strconv.ParseFloat(cell, 64)
 		if err != nil || math.Abs(f) > math.MaxInt64/2 {
-			return 0, fmt.Errorf("time %q is neither RFC 3339 nor a number: describe it with time-layout", cell)
+			return 0, fmt.Errorf("time %q is neither RFC 3339 nor a number: describe it with --time-layout", cell)
 		}
 		n, fraction = int64(f), ""
 	}

@@ -140,7 +140,7 @@ func guessTime(m *Mapping, first [][]byte, lines [][]byte, delimiter byte) (stri
 			}
 		}
 	}
-	return "", fmt.Errorf("no column holds the time: name one with time; the columns are %s", named(p.columns))
+	return "", fmt.Errorf("no column holds the time: name one with --time; the columns are %s", named(p.columns))
 }
 
 // apart is the template of a time whose date has a column of its own, "" where

@@ -96,7 +96,7 @@ func (p *plan) name(m *Mapping, first [][]byte) error {
 	}
 	for i, c := range p.columns {
 		if at := slices.Index(p.columns, c); at != i && c != "" {
-			return fmt.Errorf("columns %d and %d are both named %q: name them apart with no-header and columns", at+1, i+1, c)
+			return fmt.Errorf("columns %d and %d are both named %q: name them apart with --no-header and --columns", at+1, i+1, c)
 		}
 	}
 	return nil
@@ -152,7 +152,7 @@ func (p *plan) deviceParts(m *Mapping) ([]part, error) {
 	case m.Device == "":
 		i := p.find(deviceNames)
 		if i < 0 {
-			return nil, fmt.Errorf("no column says which device a line belongs to: give device (a column or a template like pump-{column}) or device-id; the columns are %s", named(p.columns))
+			return nil, fmt.Errorf("no column says which device a line belongs to: give --device (a column or a template like pump-{column}) or --device-id; the columns are %s", named(p.columns))
 		}
 		return []part{{column: i}}, nil
 	case !strings.ContainsAny(m.Device, "{}"):
@@ -198,7 +198,7 @@ func (p *plan) chooseTime(m *Mapping) error {
 	}
 	if m.Time == "" {
 		if p.time = p.find(timeNames); p.time < 0 {
-			return fmt.Errorf("no column holds the time: name one with time, or give time none for the time of receipt; the columns are %s", named(p.columns))
+			return fmt.Errorf("no column holds the time: name one with --time, or give --time none for the time of receipt; the columns are %s", named(p.columns))
 		}
 		return nil
 	}
@@ -257,15 +257,15 @@ func (p *plan) chooseSensors(chosen []string, sample []byte) error {
 		columns = p.numeric(sample)
 	}
 	if len(columns) == 0 {
-		return fmt.Errorf("no column holds numbers: name them with sensors; the columns are %s", named(p.columns))
+		return fmt.Errorf("no column holds numbers: name them with --sensors (--value of detect); the columns are %s", named(p.columns))
 	}
 	if len(columns) > telemetry.SensorsMax {
-		return fmt.Errorf("%d columns are sensors, at most %d can be: choose with sensors", len(columns), telemetry.SensorsMax)
+		return fmt.Errorf("%d columns are sensors, at most %d can be: choose with --sensors (--value of detect)", len(columns), telemetry.SensorsMax)
 	}
 	for _, i := range columns {
 		name := p.columns[i]
 		if !validSensor(name) {
-			return fmt.Errorf("column %d: %q is no name of a sensor (1 to %d bytes of UTF-8 without control characters): name it with no-header and columns, or choose others with sensors", i+1, name, telemetry.NameBytesMax)
+			return fmt.Errorf("column %d: %q is no name of a sensor (1 to %d bytes of UTF-8 without control characters): name it with --no-header and --columns, or choose others with --sensors (--value of detect)", i+1, name, telemetry.NameBytesMax)
 		}
 		key, err := json.Marshal(name)
 		if err != nil {
