@@ -384,7 +384,7 @@ func TestDetectOfBadFiles(t *testing.T) {
 		"empty":              {"", "", "standard input is empty", 1},
 		"header only":        {"time,v\n", "", "no line of data", 1},
 		"no time column":     {"a,b\n1,2\n2,3\n", "", "no column holds the time: name one with --time; the columns are a, b", 1},
-		"text alone":         {"time,v\n" + rows("2026-01-01T00:%02d:00Z,x%d\n", 5), "", "no column holds numbers: name them with sensors; the columns are time, v", 1},
+		"text alone":         {"time,v\n" + rows("2026-01-01T00:%02d:00Z,x%d\n", 5), "", "no column holds numbers: name them with --sensors (--value of detect); the columns are time, v", 1},
 		"text in a cell":     {"time,v\n" + rows("2026-01-01T00:%02d:00Z,%d\n", 5) + "2026-01-01T00:07:00Z,oops\n", "5 readings", "line 7: column v: \"oops\" is not a number", 0},
 		"unsorted":           {"time,v\n2026-01-01T00:09:00Z,1\n" + rows("2026-01-01T00:%02d:00Z,%d\n", 5), "6 readings", "5 lines are older than a line before them, the first is line 3", 0},
 		"no numbers":         {"time,v\n2026-01-01T00:09:00Z,1\n2026-01-01T00:10:00Z,NaN\n2026-01-01T00:11:00Z,-inf\n2026-01-01T00:12:00Z,\n", "1 readings", "", 0},

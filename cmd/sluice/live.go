@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"sort"
 	"sync"
@@ -25,7 +26,8 @@ type liveLine struct {
 	terminal bool
 	shown    int
 	last     totals
-	past     []totals // of the last flushWindow, oldest first
+	counters map[*devcluster.Node]totals // as each node last told them
+	past     []totals                    // of the last flushWindow, oldest first
 }
 
 // flushWindow is over which the flush rate is taken: flushes come in bursts.
@@ -44,7 +46,7 @@ type totals struct {
 }
 
 func newLiveLine(f *os.File, cl *devcluster.Cluster) *liveLine {
-	l := &liveLine{w: f, nodes: cl.Nodes()}
+	l := &liveLine{w: f, nodes: cl.Nodes(), counters: map[*devcluster.Node]totals{}}
 	if st, err := f.Stat(); err == nil {
 		l.terminal = st.Mode()&os.ModeCharDevice != 0
 	}
@@ -97,7 +99,11 @@ const scrapeMax = 800 * time.Millisecond
 func (l *liveLine) gather(ctx context.Context) totals {
 	ctx, cancel := context.WithTimeout(ctx, scrapeMax)
 	defer cancel()
-	t := totals{at: time.Now(), ackBuckets: map[float64]float64{}}
+	t := l.last // whoever does not answer has counted nothing meanwhile
+	t.at, t.up, t.ackBuckets = time.Now(), 0, maps.Clone(l.last.ackBuckets)
+	if t.ackBuckets == nil {
+		t.ackBuckets = map[float64]float64{}
+	}
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	for _, n := range l.nodes {
@@ -118,7 +124,9 @@ func (l *liveLine) gather(ctx context.Context) totals {
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			t.add(families)
+			counters := countersOf(families)
+			t.grow(l.counters[n], counters)
+			l.counters[n] = counters
 		})
 	}
 	wg.Wait()
@@ -137,8 +145,27 @@ func (l *liveLine) gather(ctx context.Context) totals {
 	return t
 }
 
-func (t *totals) add(f map[string]*dto.MetricFamily) {
+// grow adds what a node has counted since before. A node seen for the first time
+// adds nothing, one that was started again all it has.
+func (t *totals) grow(before, now totals) {
 	t.up++
+	if before.ackBuckets == nil {
+		return
+	}
+	if now.accepted < before.accepted || now.acked < before.acked {
+		before = totals{}
+	}
+	t.accepted += now.accepted - before.accepted
+	t.acked += now.acked - before.acked
+	t.anomalies += max(0, now.anomalies-before.anomalies)
+	for bound, n := range now.ackBuckets {
+		t.ackBuckets[bound] += n - before.ackBuckets[bound]
+	}
+}
+
+// countersOf reads what one node has counted since it was started.
+func countersOf(f map[string]*dto.MetricFamily) totals {
+	t := totals{ackBuckets: map[float64]float64{}}
 	for _, m := range f["sluice_ingest_messages_total"].GetMetric() {
 		for _, lp := range m.GetLabel() {
 			if v := lp.GetValue(); v == "applied" || v == "duplicate" || v == "quarantined" {
@@ -155,6 +182,7 @@ func (t *totals) add(f map[string]*dto.MetricFamily) {
 			t.ackBuckets[b.GetUpperBound()] += float64(b.GetCumulativeCount())
 		}
 	}
+	return t
 }
 
 // quantile reads a latency out of the histograms' growth: the upper bound of
