@@ -128,7 +128,7 @@ func (s *Server) act(id, method, path, summary, what string, do func(Database, c
 func pathNumber(p *params) int64 {
 	n, err := strconv.ParseInt(p.path("id"), 10, 64)
 	if err != nil || n < 0 {
-		p.problem("id %q is no number", p.path("id"))
+		p.problem("id %q is no number: give one that the list has", p.path("id"))
 	}
 	return n
 }
@@ -141,7 +141,7 @@ func (s *Server) listDeadLetters(ctx context.Context, p *params) (DeadLetterList
 	if pos := p.position(); pos != nil {
 		before, err := strconv.ParseInt(pos.ID, 10, 64)
 		if err != nil || before <= 0 {
-			p.problem("the cursor is not of this list")
+			p.problem("cursor %q was not given for this list: pass next as it came, or leave it out to begin again", p.query.Get("cursor"))
 		}
 		q.Before = before
 	}

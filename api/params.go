@@ -161,7 +161,7 @@ func (p *params) boolean(name string) *bool {
 	}
 	v, err := strconv.ParseBool(s)
 	if err != nil {
-		p.problem("%s %q is neither true nor false", name, s)
+		p.problem("%s %q is neither true nor false: use one of them, or leave it out for both", name, s)
 		return nil
 	}
 	return &v

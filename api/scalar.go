@@ -105,7 +105,7 @@ func (Time) Schema(huma.Registry) *huma.Schema {
 func ParseTime(s string) (Time, error) {
 	if ms, err := strconv.ParseInt(s, 10, 64); err == nil {
 		if ms > math.MaxInt64/1000 || ms < math.MinInt64/1000 {
-			return 0, fmt.Errorf("%q is beyond the range of milliseconds since the epoch", s)
+			return 0, fmt.Errorf("%q is beyond the range of milliseconds since the epoch: divide what is microseconds or nanoseconds", s)
 		}
 		return Time(ms * 1000), nil
 	}
@@ -115,7 +115,7 @@ func ParseTime(s string) (Time, error) {
 	}
 	v, err := time.Parse(time.RFC3339Nano, text)
 	if err != nil {
-		return 0, fmt.Errorf("%q is neither RFC 3339 (2026-01-23T15:24:46Z) nor milliseconds since the epoch", s)
+		return 0, fmt.Errorf("%q is neither RFC 3339 (2026-01-23T15:24:46Z) nor milliseconds since the epoch: write it as one of these", s)
 	}
 	return Time(v.Unix()*1_000_000 + int64(v.Nanosecond())/1000), nil
 }

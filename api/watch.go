@@ -138,7 +138,7 @@ func (s *Server) setRange(w http.ResponseWriter, r *http.Request, p *params) err
 	}
 	var want struct{ Min, Max *float64 }
 	if err := json.Unmarshal(body, &want); err != nil || want.Min == nil || want.Max == nil {
-		return newProblem(http.StatusBadRequest, `body: want {"min":-40,"max":125}`)
+		return newProblem(http.StatusBadRequest, `the body is no range: send {"min":-40,"max":125}`)
 	}
 	err = s.watched(w, r, func(ctx context.Context) error {
 		return s.backend.Watch.Range(ctx, SensorRange{Sensor: name, Min: Float(*want.Min), Max: Float(*want.Max)}, false)
@@ -161,7 +161,7 @@ func (s *Server) setTarget(w http.ResponseWriter, r *http.Request, p *params) er
 		PerMonth *float64 `json:"alarms_per_device_month"`
 	}
 	if err := json.Unmarshal(body, &want); err != nil || want.PerMonth == nil {
-		return newProblem(http.StatusBadRequest, `body: want {"alarms_per_device_month":1}`)
+		return newProblem(http.StatusBadRequest, `the body is no target of false alarms: send {"alarms_per_device_month":1}`)
 	}
 	err = s.watched(w, r, func(ctx context.Context) error { return s.backend.Watch.Target(ctx, *want.PerMonth) })
 	if errors.Is(err, ErrInvalid) {
@@ -203,7 +203,7 @@ func maintenanceEnd(body []byte, now time.Time) (time.Time, error) {
 		Until    *time.Time
 	}
 	if err := json.Unmarshal(body, &want); err != nil || (want.Duration == "") == (want.Until == nil) {
-		return now, errors.New("body: want " + maintenanceRequired)
+		return now, errors.New("the body is no maintenance: send " + maintenanceRequired)
 	}
 	end := now
 	if want.Until != nil {
@@ -211,12 +211,12 @@ func maintenanceEnd(body []byte, now time.Time) (time.Time, error) {
 	} else {
 		d, err := time.ParseDuration(want.Duration)
 		if err != nil {
-			return now, errors.New("duration " + want.Duration + " is none: 90m, 2h and 36h are")
+			return now, errors.New("duration " + want.Duration + " is none: use 90m, 2h or 36h, for example")
 		}
 		end = now.Add(d)
 	}
 	if !end.After(now) || end.After(now.Add(maintenanceMax)) {
-		return now, errors.New("the maintenance must end between now and 366 days from now; DELETE ends one early")
+		return now, errors.New("the maintenance must end between now and 366 days from now: choose an end within that; DELETE ends one early")
 	}
 	return end, nil
 }

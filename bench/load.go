@@ -30,6 +30,12 @@ type Load struct {
 	// that follows from their sequence number (see Epoch). It needs a Rate, and one
 	// message per publish.
 	Present bool
+	// At, when set, is the time that message seq bears, and that of the others: see
+	// Epoch.
+	At func(seq uint64) time.Time
+	// Arrived, when set, is called for every acknowledged publish with its device and
+	// its intended time, from the connection's goroutine.
+	Arrived func(device string, at time.Time)
 	// Sent, when set, is called with the device and the intended time of every
 	// publish, from the connection's goroutine.
 	Sent func(device string, at time.Time)
@@ -39,6 +45,9 @@ func (l *Load) defaults() {
 	l.Devices, l.Readings = max(l.Devices, 1), max(l.Readings, 1)
 	if l.Prefix == "" {
 		l.Prefix = "bench"
+	}
+	if l.At == nil {
+		l.At = func(seq uint64) time.Time { return Epoch.Add(time.Duration(seq) * time.Millisecond) }
 	}
 }
 

@@ -10,9 +10,6 @@ import (
 	"time"
 
 	"github.com/HdrHistogram/hdrhistogram-go"
-	"github.com/jackc/pgx/v5"
-
-	"github.com/sluice-iot/sluice/devcluster"
 )
 
 // OutageConfig of the scenario of a database that is away.
@@ -73,13 +70,13 @@ func RunOutage(ctx context.Context, cfg OutageConfig) (out *Outage, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
-	o := &outageRun{cfg: cfg, out: &Outage{For: cfg.For, Rate: cfg.Rate}}
+	o := &outageRun{cfg: cfg, out: &Outage{For: cfg.For, Rate: cfg.Rate}, databaseRun: databaseRun{url: cfg.Database, progress: cfg.Progress}}
 	nodesURL, err := o.relay()
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, o.relayed.close()) }()
-	if o.db, err = o.connect(ctx); err != nil {
+	if err = o.connect(ctx); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, o.db.Close(context.WithoutCancel(ctx))) }()
@@ -97,12 +94,11 @@ func RunOutage(ctx context.Context, cfg OutageConfig) (out *Outage, err error) {
 
 // outageRun is the run under way.
 type outageRun struct {
-	cfg     OutageConfig
-	out     *Outage
-	cluster *devcluster.Cluster
-	relayed *cut
-	db      *pgx.Conn // not through the relay
-	acked   uint64    // of all loads
+	databaseRun // not through the relay
+	cfg         OutageConfig
+	out         *Outage
+	relayed     *cut
+	acked       uint64 // of all loads
 }
 
 // relay puts the cut between the nodes and the database.
@@ -120,23 +116,6 @@ func (o *outageRun) relay() (string, error) {
 	}
 	u.Host = o.relayed.addr()
 	return u.String(), nil
-}
-
-// connect reaches the database and makes sure that nothing is in it.
-func (o *outageRun) connect(ctx context.Context) (*pgx.Conn, error) {
-	db, err := pgx.Connect(ctx, o.cfg.Database)
-	if err != nil {
-		return nil, fmt.Errorf("connect to the database: %w", err)
-	}
-	var used bool
-	err = db.QueryRow(ctx, "select to_regclass('telemetry') is not null").Scan(&used)
-	if err == nil && used {
-		err = errors.New("the database has a table telemetry already: use an empty one")
-	}
-	if err != nil {
-		return nil, errors.Join(err, db.Close(context.WithoutCancel(ctx)))
-	}
-	return db, nil
 }
 
 func (o *outageRun) run(ctx context.Context) error {
@@ -178,10 +157,6 @@ func (o *outageRun) run(ctx context.Context) error {
 	return o.judge(ctx)
 }
 
-func (o *outageRun) say(format string, args ...any) {
-	fmt.Fprintf(o.cfg.Progress, format+" ...\n", args...)
-}
-
 // load publishes for a while and counts what was acknowledged.
 func (o *outageRun) load(ctx context.Context, d time.Duration, watch ...func(string, time.Time)) (*Result, error) {
 	l := Load{
@@ -210,30 +185,6 @@ func (o *outageRun) drain(ctx context.Context, p *phaseRun) error {
 		}
 		if time.Now().After(end) {
 			return fmt.Errorf("%d messages still wait %v after the outage (%w)", waiting, drainDeadline, err)
-		}
-	}
-}
-
-func (o *outageRun) pending(ctx context.Context) (uint64, error) {
-	cl, err := o.cluster.Nodes()[0].Client()
-	if err != nil {
-		return 0, err
-	}
-	defer cl.Close()
-	l, err := cl.Ledger(ctx)
-	return l.Totals.Pending, err
-}
-
-// patiently asks until there is an answer.
-func (o *outageRun) patiently(ctx context.Context, ask func(context.Context) error) error {
-	for end := time.Now().Add(patience); ; {
-		err := ask(ctx)
-		if err == nil || ctx.Err() != nil || time.Now().After(end) {
-			return err
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
 		}
 	}
 }
@@ -336,7 +287,7 @@ func (o *outageRun) phase(ctx context.Context, name string, f func(*phaseRun) er
 	if err != nil {
 		return err
 	}
-	lag, err := newLagProbe(ctx, o.cfg.Database)
+	lag, err := newLagProbe(ctx, o.cfg.Database, lagSample)
 	if err != nil {
 		return err
 	}

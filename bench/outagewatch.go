@@ -157,10 +157,11 @@ func residentMiB(pid int) (float64, error) {
 
 // lagProbe waits for some of the rows in the database.
 type lagProbe struct {
-	db   *pgx.Conn
-	hist *hdrhistogram.Histogram
-	stop context.CancelFunc
-	done chan struct{}
+	db    *pgx.Conn
+	hist  *hdrhistogram.Histogram
+	every time.Duration // samples are so far apart at least
+	stop  context.CancelFunc
+	done  chan struct{}
 
 	mu   sync.Mutex
 	last time.Time
@@ -168,24 +169,24 @@ type lagProbe struct {
 }
 
 type sentRow struct {
-	device string
-	at     time.Time
+	device    string
+	at, since time.Time // that the row bears, and from when it is waited for
 }
 
 const (
 	lagSample = 500 * time.Millisecond
 	lagPoll   = 20 * time.Millisecond
 	// lagWaitMax bounds what is looked for in one query.
-	lagWaitMax = 64
+	lagWaitMax = 512
 )
 
-func newLagProbe(ctx context.Context, url string) (*lagProbe, error) {
+func newLagProbe(ctx context.Context, url string, every time.Duration) (*lagProbe, error) {
 	db, err := pgx.Connect(ctx, url)
 	if err != nil {
 		return nil, fmt.Errorf("connect to the database: %w", err)
 	}
 	ctx, stop := context.WithCancel(ctx)
-	p := &lagProbe{db: db, hist: hdrhistogram.New(1, lagMicrosMax, 3), stop: stop, done: make(chan struct{})}
+	p := &lagProbe{db: db, every: every, hist: hdrhistogram.New(1, lagMicrosMax, 3), stop: stop, done: make(chan struct{})}
 	go p.run(ctx)
 	return p, nil
 }
@@ -193,15 +194,40 @@ func newLagProbe(ctx context.Context, url string) (*lagProbe, error) {
 // lagMicrosMax is the end of the histogram: a day.
 const lagMicrosMax = 24 * 3600 * 1_000_000
 
-// sent is told of every message that is sent.
-func (p *lagProbe) sent(device string, at time.Time) {
+// sent is told of every message that is sent, and waits from then on.
+func (p *lagProbe) sent(device string, at time.Time) { p.sample(sentRow{device, at, at}) }
+
+// acked is told of every message that is acknowledged, and waits from then on.
+func (p *lagProbe) acked(device string, at time.Time) { p.sample(sentRow{device, at, time.Now()}) }
+
+func (p *lagProbe) sample(r sentRow) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if at.Sub(p.last) < lagSample || len(p.wait) >= lagWaitMax {
+	if r.since.Sub(p.last) < p.every || len(p.wait) >= lagWaitMax {
 		return
 	}
-	p.last = at
-	p.wait = append(p.wait, sentRow{device, at})
+	p.last = r.since
+	p.wait = append(p.wait, r)
+}
+
+// settle waits until what was sampled has arrived.
+func (p *lagProbe) settle(ctx context.Context) error {
+	for end := time.Now().Add(flushDeadline); ; {
+		p.mu.Lock()
+		left := len(p.wait)
+		p.mu.Unlock()
+		if left == 0 {
+			return nil
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("%d sampled rows are not in the database %v after their acknowledgement", left, flushDeadline)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(lagPoll):
+		}
+	}
 }
 
 func (p *lagProbe) run(ctx context.Context) {
@@ -240,7 +266,7 @@ func (p *lagProbe) look(ctx context.Context) {
 	for _, i := range there {
 		w := wait[i-1]
 		arrived[w] = true
-		_ = p.hist.RecordValue(min(now.Sub(w.at).Microseconds(), lagMicrosMax)) // within its bounds
+		_ = p.hist.RecordValue(min(max(0, now.Sub(w.since).Microseconds()), lagMicrosMax)) // within its bounds
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

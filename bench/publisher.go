@@ -157,6 +157,9 @@ func (r *runner) settle(id uint16) {
 	if r.load.Latency != nil {
 		r.load.Latency(now.Sub(s.at))
 	}
+	if r.load.Arrived != nil {
+		r.load.Arrived(r.device(s.device), s.at)
+	}
 	if r.load.Acked != nil {
 		r.load.Acked(r.device(s.device), s.seq)
 	}
@@ -248,20 +251,21 @@ func appendPublish(b []byte, id uint16, device string, payload []byte) []byte {
 	return append(b, payload...)
 }
 
-// Epoch is the device time of sequence number 0; message n is n milliseconds
-// later, so that stored rows can be compared with what was acknowledged.
+// Epoch is the device time of sequence number 0 where nothing else is said (Load.At);
+// message n is n milliseconds later, so that stored rows can be compared with what was acknowledged.
 var Epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func (r *runner) appendPayload(b []byte, dev int, seq uint64) []byte {
 	if r.load.Readings == 1 {
-		return appendMessage(b, r.device(dev), seq)
+		return appendMessageAt(b, r.device(dev), seq, r.load.At(seq))
 	}
 	b = append(b, '[')
 	for i := range uint64(r.load.Readings) {
 		if i > 0 {
 			b = append(b, ',')
 		}
-		b = appendMessage(b, r.device(dev), seq*uint64(r.load.Readings)+i)
+		n := seq*uint64(r.load.Readings) + i
+		b = appendMessageAt(b, r.device(dev), n, r.load.At(n))
 	}
 	return append(b, ']')
 }

@@ -47,6 +47,10 @@ func TestRefusedRowsByCommand(t *testing.T) {
 	wants(t, "replay --all", succeeds(t, b, "deadletter", "replay", "--all"), "0 stored, 2 refused still")
 	wants(t, "drop", succeeds(t, a, "deadletter", "drop", id(0)), id(0)+" dropped")
 	fails(t, a, id(0), "deadletter", "drop", id(0))
+	_, stderr, _ := try(t, "deadletter", "replay", id(0), "--api", "http://"+a.HTTP)
+	if wants(t, "replay of what is gone", stderr, "no such dead letter"); strings.Contains(stderr, "unavailable") {
+		t.Errorf("a letter that is gone may come back: %s", stderr)
+	}
 	server.Exec(t, url, "alter table telemetry drop constraint plausible")
 	wants(t, "replay", succeeds(t, a, "deadletter", "replay", id(1)), id(1)+" stored")
 	wants(t, "query", succeeds(t, b, "query", "r1"), "5000.5")

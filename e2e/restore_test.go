@@ -16,13 +16,16 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
 
 	"github.com/sluice-iot/sluice/api/client"
+	"github.com/sluice-iot/sluice/bench"
 	"github.com/sluice-iot/sluice/devcluster"
 	"github.com/sluice-iot/sluice/store/archive"
 	"github.com/sluice-iot/sluice/store/parquet"
+	"github.com/sluice-iot/sluice/store/postgres/pgtest"
 	"github.com/sluice-iot/sluice/telemetry"
 )
 
@@ -141,6 +144,45 @@ func TestAnArchiveIsRestoredIntoAnotherCluster(t *testing.T) {
 	}
 	if got := rowsOf(t, n); got != rows {
 		t.Errorf("%d rows are there after a second restore, want %d", got, rows)
+	}
+	if err := second.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	restoreIntoADatabase(t, filepath.Join(dir, "n0.yaml"), fleet, rows)
+}
+
+// restoreIntoADatabase restores the same archive into a cluster whose store is a
+// database, where every row has to be once, too.
+func restoreIntoADatabase(t *testing.T, config string, fleet []*bench.Survivor, rows uint64) {
+	t.Helper()
+	url := pgtest.Start(t, pgtest.Options{}).Database(t)
+	const name = "SLUICE_ARCHIVE_ENDPOINT" // a node with a database has no archive
+	endpoint := os.Getenv(name)
+	t.Setenv(name, "")
+	third := start(t, func(o *devcluster.Options) { o.Shards, o.Database = 3, url })
+	t.Setenv(name, endpoint)
+	n := third.Nodes()[0]
+	args := []string{"archive", "restore", "--config", config, "--work", filepath.Join(t.TempDir(), "work")}
+	interrupted(t, n, args)
+	stdout, stderr, code := try(t, append(args, "--api", "http://"+n.HTTP)...)
+	if code != 0 {
+		t.Fatalf("exit code %d: %s", code, stderr)
+	}
+	wants(t, "restore into a database", strings.ReplaceAll(stdout, ",", ""), strconv.FormatUint(rows, 10)+" rows of ")
+	judge(t, third, fleet)
+	awaitFlushed(t, third)
+	conn, err := pgx.Connect(t.Context(), url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = conn.Close(context.Background()) }()
+	var all, different uint64
+	const sql = "select count(*), count(distinct (device_id, time, sensor)) from telemetry"
+	if err := conn.QueryRow(t.Context(), sql).Scan(&all, &different); err != nil {
+		t.Fatal(err)
+	}
+	if all != rows || different != rows {
+		t.Errorf("the database has %d rows, %d of them different, want %d", all, different, rows)
 	}
 }
 

@@ -86,7 +86,7 @@ func (p *plan) name(m *Mapping, first [][]byte) error {
 		}
 	case len(m.Columns) > 0:
 		if len(m.Columns) != len(first) {
-			return fmt.Errorf("line 1 has %d fields, columns names %d", len(first), len(m.Columns))
+			return fmt.Errorf("line 1 has %d fields, columns names %d: give every field a name", len(first), len(m.Columns))
 		}
 		p.columns = slices.Clone(m.Columns)
 	default:
@@ -167,7 +167,7 @@ func (p *plan) template(what, text string) (parts []part, err error) {
 	for rest := text; rest != ""; {
 		fixed, after, open := strings.Cut(rest, "{")
 		if strings.Contains(fixed, "}") {
-			return nil, fmt.Errorf("%s template %q has a } without {", what, text)
+			return nil, fmt.Errorf("%s template %q has a } without {: write {COLUMN}", what, text)
 		}
 		if fixed != "" {
 			parts = append(parts, part{column: -1, text: fixed})
@@ -177,7 +177,7 @@ func (p *plan) template(what, text string) (parts []part, err error) {
 		}
 		name, tail, closed := strings.Cut(after, "}")
 		if !closed {
-			return nil, fmt.Errorf("%s template %q has a { without }", what, text)
+			return nil, fmt.Errorf("%s template %q has a { without }: write {COLUMN}", what, text)
 		}
 		i, err := p.column(what, name)
 		if err != nil {

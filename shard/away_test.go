@@ -3,6 +3,7 @@ package shard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -57,38 +58,56 @@ func TestNothingIsGatheredForADatabaseThatIsAway(t *testing.T) {
 	}
 }
 
-// TestADatabaseThatIsBackIsBackForAll: a lane that failed does not sit out its
-// pause when another one of the node has written.
+// TestADatabaseThatIsBackIsBackForAll: a lane that got no answer does not sit out
+// its pause when another one of the node gets one, or writes; a lane with an error
+// of its own does.
 func TestADatabaseThatIsBackIsBackForAll(t *testing.T) {
-	st := &downStore{}
-	r := newLaneRig(t, st)
-	r.f.cfg.RowsMax = 1
-	r.f.shard.readable.Store(1)
-	r.publish(10, 0)
-	synctest.Test(t, func(t *testing.T) {
-		for _, writes := range []bool{false, true} {
-			r.f.turns.written() // its channel belongs to the bubble
+	refused := errors.New("connection refused")
+	for _, tt := range []struct {
+		name  string
+		err   error
+		wakes func(*flusher) error
+		woken bool
+	}{
+		{"nobody hears of it", fmt.Errorf("%w: %w", errNoAnswer, refused), func(*flusher) error { return nil }, false},
+		{"another one writes", fmt.Errorf("%w: %w", errNoAnswer, refused), writeSome, true},
+		{"another one is answered", fmt.Errorf("%w: %w", errNoAnswer, refused), askAgain, true},
+		{"another one writes, the error is the shard's own", refused, writeSome, false},
+		{"another one is answered, the error is the shard's own", refused, askAgain, false},
+	} {
+		r := newLaneRig(t, &downStore{})
+		r.f.cfg.RowsMax = 1
+		r.f.shard.readable.Store(1)
+		r.publish(10, 0)
+		synctest.Test(t, func(t *testing.T) {
+			r.f.turns.answered() // its channel belongs to the bubble
 			var waited time.Duration
 			done := make(chan struct{})
 			go func() {
 				defer close(done)
 				start, retry := time.Now(), flushRetryMax
-				r.f.pause(t.Context(), &retry, errors.New("connection refused"))
+				r.f.pause(t.Context(), &retry, tt.err)
 				waited = time.Since(start)
 			}()
-			time.Sleep(time.Second)
-			want := flushRetryMax
-			if writes {
-				want = time.Second
-				l := &r.f.lanes[telemetry.LaneLive]
-				if err := r.f.write(t.Context(), l, span{from: 0, to: 1}, func(*telemetry.Batch) {}); err != nil || st.writes != 1 {
-					t.Fatalf("%d writes, err %v", st.writes, err)
-				}
+			const after = flushRetryMax / 4
+			time.Sleep(after)
+			if err := tt.wakes(r.f); err != nil {
+				t.Fatal(err)
 			}
 			<-done
-			if waited != want {
-				t.Errorf("a lane paused for %v, want %v (another one wrote: %t)", waited, want, writes)
+			if tt.woken != (waited == after) || waited > flushRetryMax || !tt.woken && waited < flushRetryMax/2 {
+				t.Errorf("%s: a lane paused for %v", tt.name, waited)
 			}
-		}
-	})
+		})
+	}
+}
+
+func writeSome(f *flusher) error {
+	return f.write(context.Background(), &f.lanes[telemetry.LaneLive], span{from: 0, to: 1}, func(*telemetry.Batch) {})
+}
+
+func askAgain(f *flusher) error {
+	l := &f.lanes[telemetry.LaneBacklog]
+	l.retry = time.Second
+	return f.answers(context.Background(), l)
 }

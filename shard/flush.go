@@ -2,7 +2,9 @@ package shard
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -110,26 +112,26 @@ type flusher struct {
 
 // turns are a node's flushes at once.
 type turns struct {
-	any      chan struct{}             // gathering and writing; of a shared database the live lanes
-	late     chan struct{}             // the late lanes: one at a time
-	backlog  chan struct{}             // the backlog lanes: one at a time
-	pressure atomic.Pointer[room]      // see Press
-	liveAt   atomic.Pointer[time.Time] // when a live lane was last written; nil: never
-	wrote    atomic.Pointer[chan struct{}]
+	any      chan struct{}        // gathering and writing; of a shared database the live lanes
+	late     chan struct{}        // the late lanes: one at a time
+	backlog  chan struct{}        // the backlog lanes: one at a time
+	pressure atomic.Pointer[room] // see Press
+	pace     pace                 // of the late lanes
+	back     atomic.Pointer[chan struct{}]
 }
 
-// written ends the pauses of all lanes of the node: a database that took a batch
-// of one will hardly refuse the others'.
-func (t *turns) written() {
+// answered ends the pauses of those lanes of the node that got no answer from the
+// database: it has given one to another.
+func (t *turns) answered() {
 	next := make(chan struct{})
-	if was := t.wrote.Swap(&next); was != nil {
+	if was := t.back.Swap(&next); was != nil {
 		close(*was)
 	}
 }
 
 func newTurns(n int) *turns {
 	t := &turns{any: make(chan struct{}, n), late: make(chan struct{}, 1), backlog: make(chan struct{}, 1)}
-	t.written()
+	t.answered()
 	return t
 }
 
@@ -222,7 +224,7 @@ func (f *flusher) decide(ctx context.Context, now time.Time) {
 }
 
 // flushRetryMax bounds the pause between attempts at a store that fails.
-const flushRetryMax = 5 * time.Second
+const flushRetryMax = 2 * time.Second
 
 // run flushes to the local store until the shard closes; lanes have goroutines of
 // their own.
@@ -246,10 +248,14 @@ func (f *flusher) pause(ctx context.Context, retry *time.Duration, err error) {
 	f.shard.metrics.flushErrors.Inc()
 	f.shard.logger.Warn("flush: the log keeps the rows, trying again", "err", err)
 	*retry = min(max(2**retry, 100*time.Millisecond), flushRetryMax)
+	var back chan struct{} // of a shard's own error nobody else knows whether it has gone
+	if errors.Is(err, errNoAnswer) {
+		back = *f.turns.back.Load()
+	}
 	select {
 	case <-ctx.Done():
-	case <-*f.turns.wrote.Load():
-	case <-time.After(*retry):
+	case <-back:
+	case <-time.After(*retry/2 + rand.N(*retry/2)): // not all lanes of a node at the same moment: the first tells the others
 	}
 }
 

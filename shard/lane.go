@@ -10,17 +10,9 @@ import (
 )
 
 const (
-	// lateRowsMax keeps transactions of the late lane short, so that what they
-	// hold up on the server is soon free again.
-	lateRowsMax = 20_000
 	// lateIntervals is how many intervals the late lane gathers: its rows are
 	// late anyway, and fewer, larger batches hit fewer chunks.
 	lateIntervals = 5
-	// lateRest is how long the late lane of a node rests after a batch, as a
-	// multiple of the time that took, while live rows flow.
-	lateRest = 4
-	// liveFlow is for how long live rows flow after the last one.
-	liveFlow = 5 * time.Second
 	// checkInterval is how often an idle leader looks whether the database still
 	// has what was committed.
 	checkInterval = 30 * time.Second
@@ -111,6 +103,10 @@ func (f *flusher) flushLane(ctx context.Context, l *lane) error {
 	return nil
 }
 
+// errNoAnswer wraps the errors of a database that does not say how far it is: what
+// is in the way is not this shard's, and whether it has gone others find out as well.
+var errNoAnswer = errors.New("the database is still away")
+
 // answers asks a database that failed before a batch is gathered for it again: of
 // a long backlog that is 100,000 rows read from the log, by every shard and at
 // every attempt, for nothing while the database is away.
@@ -119,8 +115,9 @@ func (f *flusher) answers(ctx context.Context, l *lane) error {
 		return nil
 	}
 	if _, err := f.stores.Shared.Watermarks(ctx, f.shard.id); err != nil {
-		return fmt.Errorf("the database is still away: %w", err)
+		return fmt.Errorf("%w: %w", errNoAnswer, err)
 	}
+	f.turns.answered()
 	return nil
 }
 
@@ -147,7 +144,7 @@ func (f *flusher) laneDue(l *lane, now time.Time) (span, bool) {
 	rows, from, to := p.rows[l.lane], p.watermarks.To[l.lane], p.last()
 	if l.lane == telemetry.LaneLate {
 		// Only what has rows moves this watermark.
-		interval, rowsMax, to = interval*lateIntervals, min(rowsMax, lateRowsMax), max(from, p.newestLate)
+		interval, rowsMax, to = interval*lateIntervals, min(rowsMax, f.turns.pace.lateRows(now)), max(from, p.newestLate)
 	}
 	held := f.held()
 	m.mu.Unlock()
@@ -230,10 +227,16 @@ func (f *flusher) turnOf(l *lane) chan struct{} {
 // is not in the blocks.
 func (f *flusher) write(ctx context.Context, l *lane, r span, complete func(*telemetry.Batch)) error {
 	kind := f.turnOf(l)
+	if l.lane == telemetry.LaneLive {
+		defer f.turns.pace.begins()()
+	}
 	if err := f.turn(ctx, kind); err != nil {
 		return err
 	}
 	defer func() { <-kind }()
+	if l.lane == telemetry.LaneLate {
+		f.turns.pace.calm(ctx, f.cfg.Interval)
+	}
 	start := time.Now()
 	b, err := f.gather(l, r)
 	if err != nil {
@@ -243,18 +246,20 @@ func (f *flusher) write(ctx context.Context, l *lane, r span, complete func(*tel
 	if err := f.stores.Shared.Write(ctx, b); err != nil {
 		return err
 	}
-	f.turns.written()
+	f.turns.answered()
 	took := time.Since(start)
 	f.shard.metrics.flushed(len(b.Rows), took)
 	switch l.lane {
 	case telemetry.LaneLate:
 		f.shard.metrics.flushLate.Add(float64(len(b.Rows)))
-		f.rest(ctx, took)
+		f.turns.pace.late(len(b.Rows), took, f.cfg.Interval)
+		f.turns.pace.rest(ctx, took)
 	case telemetry.LaneBacklog:
 		f.shard.metrics.flushBacklog.Add(float64(len(b.Rows)))
 	default:
-		now := time.Now()
-		f.turns.liveAt.Store(&now)
+		if len(b.Rows) > 0 {
+			f.turns.pace.wrote(time.Now())
+		}
 	}
 	return nil
 }
@@ -286,17 +291,6 @@ func (f *flusher) gather(l *lane, r span) (*telemetry.Batch, error) {
 		byDay(b.Rows)
 	}
 	return b, nil
-}
-
-// rest keeps the node's late lanes waiting while live rows flow.
-func (f *flusher) rest(ctx context.Context, took time.Duration) {
-	if live := f.turns.liveAt.Load(); live == nil || time.Since(*live) > liveFlow {
-		return
-	}
-	select {
-	case <-ctx.Done():
-	case <-time.After(lateRest * took):
-	}
 }
 
 // uncertain finds out what became of a write that failed: the watermarks in the

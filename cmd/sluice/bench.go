@@ -14,6 +14,8 @@ type benchCmd struct {
 	Ingest      benchIngestCmd      `cmd:"" help:"Acknowledged messages per second, latency, CPU and log bytes per message of a fresh three-node cluster."`
 	Failover    benchFailoverCmd    `cmd:"" help:"Time without an acknowledgement when a leader's node is killed, again and again."`
 	Outage      benchOutageCmd      `cmd:"" help:"What a database that is away for a while costs: nothing lost, backlog, memory, drain."`
+	Lag         benchLagCmd         `cmd:"" help:"What a cluster sustains, and at half of that the time from an acknowledgement to the row in the database."`
+	Late        benchLateCmd        `cmd:"" help:"The same time of live rows without and beside a day of late rows, in turn."`
 	Connections benchConnectionsCmd `cmd:"" help:"Clients per second that a node lets in, and memory and CPU of idle ones."`
 	Storm       benchStormCmd       `cmd:"" help:"A node full of clients is killed: time until all are back elsewhere, and the latency of everybody else."`
 	Probe       benchProbeCmd       `cmd:"" help:"Publish at a steady rate to a running cluster and print the latency of every second as JSON."`

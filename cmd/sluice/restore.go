@@ -66,7 +66,7 @@ func (c *archiveRestoreCmd) Run(ctx context.Context) error {
 	}
 	objects = slices.DeleteFunc(objects, func(o archive.Object) bool { return slices.Contains(c.Skip, o.Key) })
 	if len(objects) == 0 {
-		return errors.New("no segments there: a folder per shard is expected, shard-007/NAME.parquet")
+		return errors.New("no segments there: a folder per shard is expected, shard-007/NAME.parquet; name the folder above these")
 	}
 	r := &restore{cmd: c, src: src, logger: slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))}
 	imp := importCmd{apiFlag: c.apiFlag, Broker: c.Broker}
@@ -140,7 +140,7 @@ func onlyCluster(ctx context.Context, src archive.Source, prefix string) (string
 	}
 	switch len(ids) {
 	case 0:
-		return "", fmt.Errorf("nothing is archived below %q", prefix)
+		return "", fmt.Errorf("nothing is archived below %q: look at archive.bucket and archive.prefix of the configuration", prefix)
 	case 1:
 		return ids[0], nil
 	}

@@ -30,7 +30,7 @@ func (c *S3Config) Validate() error {
 		errs = append(errs, errors.New("bucket is empty: name one that exists"))
 	}
 	if c.AccessKey == "" || c.SecretKey == "" {
-		errs = append(errs, errors.New("access key or secret key is empty"))
+		errs = append(errs, errors.New("access key or secret key is empty: set both"))
 	}
 	return errors.Join(errs...)
 }

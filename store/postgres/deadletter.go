@@ -66,7 +66,7 @@ func (db *DB) DeadLetter(ctx context.Context, id int64) (DeadLetter, error) {
 		err = ErrNoLetter
 	}
 	if err != nil {
-		return DeadLetter{}, fmt.Errorf("read dead letter %d: %w", id, explain(err))
+		return DeadLetter{}, letterError("read", id, err)
 	}
 	return letters[0], nil
 }
@@ -137,7 +137,7 @@ func (db *DB) ReplayDeadLetter(ctx context.Context, id int64) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("replay dead letter %d: %w", id, explain(err))
+		return letterError("replay", id, err)
 	}
 	if refused != nil {
 		return &RefusedError{SQLState: refused.Code, Reason: reason(refused)}
@@ -147,6 +147,15 @@ func (db *DB) ReplayDeadLetter(ctx context.Context, id int64) error {
 
 // ErrNotReplayable answers for a letter that holds no row.
 var ErrNotReplayable = errors.New("a record of lost rows has nothing to replay: drop it once it is dealt with")
+
+// letterError says what could not be done with a letter. That there is none, or
+// nothing in it, is no illness of the database that may pass.
+func letterError(what string, id int64, err error) error {
+	if !errors.Is(err, ErrNoLetter) && !errors.Is(err, ErrNotReplayable) {
+		err = explain(err)
+	}
+	return fmt.Errorf("%s dead letter %d: %w", what, id, err)
+}
 
 // content is what letters of all kinds hold.
 type content struct {
@@ -219,7 +228,7 @@ func (db *DB) DropDeadLetter(ctx context.Context, id int64) error {
 		})
 	})
 	if err != nil {
-		return fmt.Errorf("drop dead letter %d: %w", id, explain(err))
+		return letterError("drop", id, err)
 	}
 	return nil
 }
