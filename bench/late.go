@@ -95,7 +95,7 @@ func (l *lateRun) run(ctx context.Context) (*Late, error) {
 	for n := range l.cfg.Rounds {
 		var r LateRound
 		l.say("round %d of %d: live rows alone, %v", n+1, l.cfg.Rounds, l.cfg.Phase)
-		quiet, err := l.phase(ctx, func() error { return sleep(ctx, l.cfg.Phase) })
+		quiet, err := l.phase(ctx, func() error { return pauseFor(ctx, l.cfg.Phase) })
 		if err != nil {
 			return nil, err
 		}
@@ -115,13 +115,9 @@ func (l *lateRun) run(ctx context.Context) (*Late, error) {
 	return out, nil
 }
 
-func sleep(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
+func pauseFor(ctx context.Context, d time.Duration) error {
+	sleep(ctx, d)
+	return ctx.Err()
 }
 
 // live publishes until ctx ends; connections that are cut are made again.
@@ -136,14 +132,14 @@ func (l *lateRun) live(ctx context.Context) {
 		load.Duration = loadStep
 		if _, err := Run(ctx, load); err != nil && ctx.Err() == nil {
 			l.say("connections of live devices were cut, others are made: %v", err)
-			_ = sleep(ctx, time.Second) // its error is the end of the loop
+			_ = pauseFor(ctx, time.Second) // its error is the end of the loop
 		}
 	}
 }
 
 // flows waits for the first rows, which come after the migrations.
 func (l *lateRun) flows(ctx context.Context) error {
-	if err := sleep(ctx, warmUp); err != nil {
+	if err := pauseFor(ctx, warmUp); err != nil {
 		return err
 	}
 	var there bool
@@ -198,7 +194,7 @@ func (l *lateRun) late(ctx context.Context, round int, r *LateRound) error {
 		case time.Since(start) > lateDeadline:
 			return fmt.Errorf("late rows starve: %.0f of %d are in the database after %v (%w)", now-before, r.Rows, lateDeadline, err)
 		}
-		if err := sleep(ctx, drainLook); err != nil {
+		if err := pauseFor(ctx, drainLook); err != nil {
 			return err
 		}
 	}
