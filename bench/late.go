@@ -131,7 +131,7 @@ func (l *lateRun) live(ctx context.Context) {
 	for ctx.Err() == nil {
 		load.Duration = loadStep
 		if _, err := Run(ctx, load); err != nil && ctx.Err() == nil {
-			l.say("connections of live devices were cut, others are made: %v", err)
+			l.say("connections of live devices were cut, others are made")
 			_ = pauseFor(ctx, time.Second) // its error is the end of the loop
 		}
 	}
