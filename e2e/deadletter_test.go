@@ -184,7 +184,7 @@ func TestDatabaseWithoutItsTailIsRefilled(t *testing.T) {
 	url := server.Database(t)
 	c := start(t, func(o *devcluster.Options) { o.Database, o.FlushInterval = url, 200*time.Millisecond })
 	fleet, stop := publish(t, c)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), eventuallyMax)
 	defer cancel()
 	wait := func(n int) {
 		t.Helper()
@@ -196,7 +196,7 @@ func TestDatabaseWithoutItsTailIsRefilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	wait(2000)
-	time.Sleep(2 * time.Second) // most of it is flushed, which is what gets lost
+	flushes(t, c) // which is what gets lost
 	if err := server.FailOver(); err != nil {
 		t.Fatal(err)
 	}

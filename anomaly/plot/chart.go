@@ -108,6 +108,9 @@ func (c *Chart) panel(g canvas, p *Panel, y float64, from, to int64) {
 		return y + panelHeight*(1-math.Min(math.Max(f, 0), 1))
 	}
 	for _, a := range c.Alerts {
+		if a.To < from || a.From > to { // of a device that has no panel
+			continue
+		}
 		x0 := left + plotWidth*float64(max(a.From, from)-from)/float64(to-from)
 		x1 := left + plotWidth*float64(min(a.To, to)-from)/float64(to-from)
 		g.fill(x0, y, math.Max(x1-x0, 1), panelHeight, alarm)

@@ -68,3 +68,30 @@ func TestPNGShowsSeriesBandAndAlert(t *testing.T) {
 		t.Errorf("series or alert is not there: %d colours", len(seen))
 	}
 }
+
+// spans is a canvas that notes where alerts are drawn.
+type spans []float64
+
+func (s *spans) fill(x, _, w, _ float64, c shade) {
+	if c == alarm {
+		*s = append(*s, x, x+w)
+	}
+}
+func (*spans) line([]float64, []float64, shade)    {}
+func (*spans) text(float64, float64, string, bool) {}
+
+// An alert of a device that is not drawn may lie before or behind everything that is.
+func TestAlertsAreDrawnWithinTheFrame(t *testing.T) {
+	c := chart(1000)
+	c.Alerts = append(c.Alerts, Span{From: -5e8, To: -4e8}, Span{From: 2e9, To: 3e9}, Span{From: -1e8, To: 1e7})
+	var got spans
+	c.draw(&got)
+	if len(got) != 8 { // two alerts in two panels
+		t.Errorf("drawn at %v, want two alerts", got)
+	}
+	for _, x := range got {
+		if x < left || x > left+plotWidth {
+			t.Errorf("an alert is drawn at %v", x)
+		}
+	}
+}
