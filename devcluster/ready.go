@@ -21,9 +21,9 @@ import (
 
 const (
 	poll     = 50 * time.Millisecond
-	startMax = 30 * time.Second // until every node answers
+	startMax = time.Minute      // until every node answers, on a busy machine
 	drainMax = 12 * time.Second // a little more than a node's own bound
-	stopMax  = 20 * time.Second
+	stopMax  = 40 * time.Second // a node needs half of it at most where the machine is its own
 )
 
 // Client talks to a node.
