@@ -17,7 +17,7 @@ up() {
 	setsid "$@" >"$data/dev.log" 2>&1 </dev/null &
 	local pid=$!
 	echo "$pid" >"$data/dev.pid"
-	for _ in $(seq 300); do
+	for _ in $(seq 900); do
 		# "stop" ends what dev says once every node is ready.
 		if grep -q '^stop' "$data/dev.log" && curl -fs "$api/readyz" >/dev/null 2>&1; then
 			sed -n '1,/^stop/p' "$data/dev.log"
@@ -31,7 +31,7 @@ up() {
 		fi
 		sleep 0.2
 	done
-	echo "not ready after 60 s, see $data/dev.log" >&2
+	echo "not ready after 3 min, see $data/dev.log" >&2
 	exit 1
 }
 
@@ -54,7 +54,7 @@ down() {
 	[ -f "$1/dev.pid" ] || { echo "not up: no $1/dev.pid" >&2; exit 1; }
 	pid=$(cat "$1/dev.pid")
 	kill -INT "$pid" 2>/dev/null || { rm -f "$1/dev.pid"; echo "it was not running any more"; return; }
-	for _ in $(seq 300); do
+	for _ in $(seq 900); do
 		kill -0 "$pid" 2>/dev/null || { rm -f "$1/dev.pid"; tail -n 1 "$1/dev.log"; return; }
 		sleep 0.2
 	done
