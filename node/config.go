@@ -151,7 +151,7 @@ type DebugConfig struct {
 func defaultConfig() Config {
 	return Config{
 		Cluster: ClusterConfig{Listen: "127.0.0.1:7400", Gossip: "127.0.0.1:7401", SnapshotMiB: 64},
-		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"}, Limits: LimitsConfig{Connects: 5000}, CommitTarget: 100 * time.Millisecond,
+		MQTT: MQTTConfig{Listen: "127.0.0.1:1883", WebSocket: WebSocketConfig{Path: "/mqtt"}, Limits: LimitsConfig{Connects: 5000},
 			TLS: MQTTTLSConfig{ClientAuth: broker.ClientAuthNone, Identity: broker.NameCommon}},
 		HTTP:    HTTPConfig{Listen: "127.0.0.1:8080"},
 		Store:   StoreConfig{Connections: 4, Chunk: 7 * 24 * time.Hour, CompressAfter: 7 * 24 * time.Hour},
