@@ -17,7 +17,8 @@
 //   - what the API answers for the whole cluster (backend.go)
 //   - which replicas live here, and where they should (follow.go, moves.go)
 //   - segments of rows that replicas here lack (fetch.go)
-//   - damage that was found: what is said, and what follows (found.go, damage.go)
+//   - damage that was found: what is said, and what follows (found.go, damage.go,
+//     abstain.go)
 //   - the disk under the log, and when to refuse (disk.go)
 //   - anomaly events on their way to the webhook (gather.go, deliveries.go)
 //

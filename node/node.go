@@ -67,11 +67,12 @@ type node struct {
 	surges     *surges                       // waves of all shards
 	broker     atomic.Pointer[broker.Broker] // MQTT; nil until the node serves
 
-	damage  error                  // what ended the life before this one, nil for the first
-	failed  chan error             // what ends this one
-	asides  asides                 // what rotted in the embedded store
-	rotten  atomic.Pointer[string] // the meta group's snapshot that has rotted, until another one is taken
-	waiting atomic.Pointer[string] // why the node is not part of the cluster yet, "" when it is
+	damage   error                  // what ended the life before this one, nil for the first
+	failed   chan error             // what ends this one
+	asides   asides                 // what rotted in the embedded store
+	rotten   atomic.Pointer[string] // the meta group's snapshot that has rotted, until another one is taken
+	forbears forbearance            // from elections of the meta group meanwhile
+	waiting  atomic.Pointer[string] // why the node is not part of the cluster yet, "" when it is
 
 	serving  atomic.Bool // the broker takes publishes
 	draining atomic.Bool
@@ -194,9 +195,10 @@ func (n *node) openMeta(ctx context.Context) (func() error, error) {
 	cfg.ClusterID = n.identity.ClusterID()
 	group := n.log.Group(meta.Group)
 	group.SetFloor(1<<64 - 1) // its state is in its snapshots: nothing else needs its log
+	n.peers.OnElection(meta.Group, n.metaAbstains)
 	n.meta, err = meta.Open(n.logger, n.registry, cfg, meta.Deps{
 		Stores: group, Snapshots: snaps, Transport: n.peers.Group(meta.Group, serverid.First),
-		Forwarder: n.peers, Poker: n.mux, Contacts: n.gossip.Peers, Alive: n.alive, SlowDisk: n.log.Slow,
+		Forwarder: n.peers, Poker: metaPoker{n}, Contacts: n.gossip.Peers, Alive: n.alive, SlowDisk: n.badDisk,
 	})
 	if err != nil {
 		return nil, err

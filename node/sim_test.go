@@ -7,6 +7,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"strconv"
@@ -202,7 +203,7 @@ func (w *simWorld) strike() {
 	nodes, hosts := w.members(), w.hosts()
 	a := nodes[w.rng.IntN(len(nodes))]
 	w.rng.Shuffle(len(hosts), func(i, k int) { hosts[i], hosts[k] = hosts[k], hosts[i] })
-	switch w.rng.IntN(14) {
+	switch w.rng.IntN(15) {
 	case 0:
 		w.say("kill %s", a.id)
 		w.away(false, nil, a)
@@ -245,6 +246,8 @@ func (w *simWorld) strike() {
 		w.churn()
 	case 12:
 		w.replace(a)
+	case 13:
+		w.rot(a, w.rng.Uint32N(w.shards))
 	default:
 		w.say("heal")
 		w.net.Heal()
@@ -354,6 +357,27 @@ func (w *simWorld) replace(n *simNode) {
 	w.churns.Go(func() {
 		defer w.busy.Store(false)
 		w.placed(string(n.id)+" is rebuilt", func(map[string]int) bool { return true })
+	})
+}
+
+// rot spoils every snapshot that a node has of a shard, while it is down. Where the
+// log does not reach behind them that replica is rebuilt, as its next incarnation.
+func (w *simWorld) rot(n *simNode, id uint32) {
+	if !w.busy.CompareAndSwap(false, true) {
+		return
+	}
+	if w.whole(nil) != nil { // what was lost before is not yet back
+		w.busy.Store(false)
+		return
+	}
+	n.crash(false, false, nil)
+	rotten := rotState(w.t, filepath.Join(n.data(n.lives), "shards", fmt.Sprintf("%05d", id)))
+	w.say("rot of %d snapshots of shard %d on %s", rotten, id, n.id)
+	time.Sleep(w.upTo(4 * time.Second))
+	n.start()
+	w.churns.Go(func() {
+		defer w.busy.Store(false)
+		w.placed(fmt.Sprintf("shard %d on %s is rebuilt", id, n.id), func(map[string]int) bool { return true })
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -170,12 +171,85 @@ func TestMetaSnapshotThatRottedWhileTheNodeWasDownMakesItAnotherIncarnation(t *t
 	}
 }
 
+// TestMetaReplicaWithARottenSnapshotLeadsAndVotesOnlyIfNobodyElseCan while another
+// snapshot cannot be taken.
+func TestMetaReplicaWithARottenSnapshotLeadsAndVotesOnlyIfNobodyElseCan(t *testing.T) {
+	if testing.Short() {
+		t.Skip("simulates minutes of a cluster")
+	}
+	defer forgiveRaft(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := newSimWorld(t, 4, 3, 1)
+		defer w.close()
+		leader := func(among ...*simNode) (leads *simNode) {
+			for _, n := range among {
+				if life := n.node.Load(); life != nil && life.meta.IsLeader() && len(life.meta.Voters()) == 3 {
+					leads = n
+				}
+			}
+			return leads
+		}
+		var victim, other *simNode
+		w.eventually("a leader of the meta group", simStart, func() error {
+			if victim = leader(w.members()...); victim == nil {
+				return errors.New("nobody leads three voters")
+			}
+			return nil
+		})
+		if t.Failed() {
+			return
+		}
+		name := "a snapshot"
+		victim.node.Load().rotten.Store(&name) // there is none that could be found well again
+		w.eventually("another one leads", simHeal, func() error {
+			if other = leader(w.members()...); other == nil || other == victim {
+				return errors.New("it leads on")
+			}
+			return nil
+		})
+		if t.Failed() {
+			return
+		}
+		down := time.Now()
+		other.crash(false, false, nil)
+		w.eventually("one of the two leads", simHeal, func() error {
+			for _, n := range w.members() {
+				if n != other && leader(n) != nil {
+					return nil
+				}
+			}
+			return errors.New("nobody leads")
+		})
+		if took := time.Since(down); took < metaAbstainMax/2 { // raft's own elections take a tenth
+			t.Errorf("a leader was elected within %v", took)
+		}
+		victim.node.Load().rotten.Store(nil)
+		other.start()
+		w.eventually("everybody is ready", simHeal, func() error {
+			for _, n := range w.members() {
+				if err := n.ready(); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	})
+}
+
 // rotMeta damages every snapshot of the meta group.
 func rotMeta(t *testing.T, dir string) {
 	t.Helper()
+	if rotState(t, dir) == 0 {
+		t.Fatalf("no snapshots in %s", dir)
+	}
+}
+
+// rotState damages every snapshot in a group's directory and counts them.
+func rotState(t *testing.T, dir string) int {
+	t.Helper()
 	states, err := filepath.Glob(filepath.Join(dir, "snapshots", "*", "state.bin"))
-	if err != nil || len(states) == 0 {
-		t.Fatalf("snapshots %v, %v", states, err)
+	if err != nil {
+		t.Fatal(err)
 	}
 	for _, name := range states {
 		b, err := os.ReadFile(name)
@@ -187,6 +261,7 @@ func rotMeta(t *testing.T, dir string) {
 			t.Fatal(err)
 		}
 	}
+	return len(states)
 }
 
 // showsSnapshotDamage asks one node for what another has found.

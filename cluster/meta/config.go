@@ -120,8 +120,9 @@ type Deps struct {
 	// leader asks before it lets another incarnation take the peer's place. nil:
 	// nobody is. It must not block.
 	Alive func(peer string) bool
-	// SlowDisk reports whether the disk of the log is slow lately; this node does not
-	// lead then if another voter can. nil: not known. It must not block.
+	// SlowDisk reports whether the disk of the log is slow lately, or not to be
+	// trusted; this node does not lead then if another voter can. nil: not known. It
+	// must not block.
 	SlowDisk func() bool
 }
 

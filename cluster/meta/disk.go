@@ -16,8 +16,9 @@ const (
 	nearMax = appendEntriesMax
 )
 
-// keepDisk gives the leadership away while the disk of the log is slow: every
-// commit would wait for it. Where no other voter's disk is well, it stays.
+// keepDisk gives the leadership away while the disk of the log is slow, for every
+// commit would wait for it, or has damaged something. Where no other voter's disk is
+// well, it stays.
 func (m *Meta) keepDisk(ctx context.Context) {
 	if m.deps.SlowDisk == nil {
 		return
@@ -48,10 +49,10 @@ func (m *Meta) leaveDisk(ctx context.Context) {
 		}
 		f := m.raft.LeadershipTransferToServer(raft.ServerID(s.Peer), raft.ServerAddress(s.Peer))
 		if err := m.await(ctx, f); err != nil {
-			m.logger.Debug("leadership of the meta group stays on a slow disk", "peer", s.Peer, "err", err)
+			m.logger.Debug("leadership of the meta group stays on a bad disk", "peer", s.Peer, "err", err)
 			continue
 		}
-		m.logger.Info("leadership of the meta group leaves a slow disk", "peer", s.Peer)
+		m.logger.Info("leadership of the meta group leaves a bad disk", "peer", s.Peer)
 		return
 	}
 }

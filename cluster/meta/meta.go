@@ -133,6 +133,9 @@ func (m *Meta) Leader() string {
 	return string(id)
 }
 
+// Heard is when this node, as a follower, last heard of a leader.
+func (m *Meta) Heard() time.Time { return m.raft.LastContact() }
+
 // KnowsSnapshot reports whether a snapshot that a leader offers holds nothing that
 // is not committed here: it was delayed, or sent again. Installing it would take
 // back what was committed since.
