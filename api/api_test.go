@@ -3,6 +3,7 @@ package api_test
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -371,6 +372,12 @@ func TestOpenAPIDescribesEveryRoute(t *testing.T) {
 		if doc.Components.Schemas[schema] == nil {
 			t.Errorf("no schema %s", schema)
 		}
+	}
+	var anomaly struct {
+		Properties map[string]struct{ Type any }
+	}
+	if err := json.Unmarshal(doc.Components.Schemas["Anomaly"], &anomaly); err != nil || fmt.Sprint(anomaly.Properties["closed"].Type) != "[string null]" {
+		t.Errorf("an open anomaly's closed is null, the schema says %v, %v", anomaly.Properties["closed"].Type, err)
 	}
 	if strings.Contains(r.body, "$schema") {
 		t.Error("bodies carry $schema")

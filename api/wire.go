@@ -165,6 +165,12 @@ type Anomaly struct {
 	Normal   bool   `json:"normal,omitempty" doc:"an operator said that it was none"`
 }
 
+// TransformSchema says that closed may be null, which no tag can say of a Time.
+func (Anomaly) TransformSchema(_ huma.Registry, s *huma.Schema) *huma.Schema {
+	s.Properties["closed"].Nullable = true
+	return s
+}
+
 // AnomalyOf is the wire form of an anomaly.
 func AnomalyOf(a *telemetry.Anomaly) Anomaly {
 	w := Anomaly{
