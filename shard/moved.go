@@ -88,7 +88,7 @@ func (u *underway) look() {
 // said; "" when nobody has.
 func (r *Router) known(id telemetry.ShardID) string {
 	if s, ok := r.host.Shard(id); ok {
-		return string(s.leader())
+		return s.leader()
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
