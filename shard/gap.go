@@ -32,6 +32,7 @@ const (
 type span struct {
 	from, to uint64
 	gapEnd   uint64 // see telemetry.Batch
+	live     uint64 // of a part of a gap: how far the live lane was when the gap was this one
 	last     bool   // nothing is pending behind it
 }
 
@@ -41,6 +42,16 @@ func (s span) rows(lane telemetry.Lane) (from, to uint64) {
 		return s.gapEnd, s.to
 	}
 	return s.from, s.to
+}
+
+// drained is what the database holds for certain once the rows of a part of a gap are
+// in: what it held when the gap was the one the part is of, not what the log knows by
+// now. Somebody may have seen this gap closed in the meantime, and have left the
+// next one behind it.
+func (s span) drained() telemetry.Watermarks {
+	w := telemetry.Watermarks{Gap: telemetry.Gap{From: s.to, To: s.gapEnd}}
+	w.To[telemetry.LaneLive] = s.live
+	return w
 }
 
 // gapEnd decides whether the live lane leaves a gap in what waits, and where that
@@ -110,12 +121,12 @@ func (f *flusher) waitingSince(now time.Time) time.Time {
 func (f *flusher) backlogDue(l *lane) (span, bool) {
 	m := f.shard.fsm.machine
 	m.mu.Lock()
-	gap, held := m.pending.watermarks.Gap, f.held()
+	gap, live, held := m.pending.watermarks.Gap, m.pending.watermarks.To[telemetry.LaneLive], f.held()
 	m.mu.Unlock()
 	if held || !gap.Open() {
 		return span{}, false
 	}
-	return span{from: gap.From, to: f.limit(gap.From, gap.To, min(f.cfg.RowsMax, backlogRowsMax), l.rows), gapEnd: gap.To}, true
+	return span{from: gap.From, to: f.limit(gap.From, gap.To, min(f.cfg.RowsMax, backlogRowsMax), l.rows), gapEnd: gap.To, live: live}, true
 }
 
 // gapLost is the range of the gap in the database that the log knows to be

@@ -382,3 +382,64 @@ func agree(p *pending, blocks []*pendingBlock, has telemetry.Watermarks, message
 	}
 	return nil
 }
+
+// TestAPartOfAGapSaysNothingOfTheNextOne: a backlog lane writes the last part of a
+// gap, and before it says so in the log another lane sees the gap closed, and leaves
+// one behind it.
+func TestAPartOfAGapSaysNothingOfTheNextOne(t *testing.T) {
+	p := pending{retain: true}
+	report := func(w telemetry.Watermarks) {
+		t.Helper()
+		if _, err := p.flushed(telemetry.LaneLive, w.To[telemetry.LaneLive], w.Gap); err != nil {
+			t.Fatal(err)
+		}
+	}
+	live := func(to uint64, gap telemetry.Gap) (w telemetry.Watermarks) {
+		w.To[telemetry.LaneLive], w.Gap = to, gap
+		return w
+	}
+	report(live(50, telemetry.Gap{From: 10, To: 40}))
+	part := span{from: 10, to: 40, gapEnd: 40, live: 50}
+	report(live(50, telemetry.Gap{}))
+	next := telemetry.Gap{From: 50, To: 80}
+	report(live(90, next))
+	report(part.drained())
+	if p.watermarks != live(90, next) || p.durable != 50 {
+		t.Errorf("stored as the log knows: %+v, and for good up to %d; want a gap of %v and 50", p.watermarks, p.durable, next)
+	}
+}
+
+// TestWhoeverShowsTheLiveEdgeShowsTheGapBehindIt: a database is read that has got,
+// since the pending part was looked at, a live edge and a gap behind it.
+func TestWhoeverShowsTheLiveEdgeShowsTheGapBehindIt(t *testing.T) {
+	c, s, url := gapCluster(t, 1, 0)
+	n, p := c.nodes[0], c.publisher(0)
+	p.publish(3)
+	c.flushed(p.id)
+	replica, ok := n.host.Shard(p.id)
+	if !ok {
+		t.Fatal("no replica")
+	}
+	f := replica.flush
+	before := f.unflushed()
+	c.openGap(p, s, url, 20)
+	defer n.letGo()
+	have, err := f.stores.Shared.Watermarks(t.Context(), p.id)
+	if err != nil || !have.Gap.Open() || have.To[telemetry.LaneLive] <= before.applied {
+		t.Fatalf("the database has %+v, %v; want a gap behind %d", have, err, before.applied)
+	}
+	var blocks blockRange
+	blocks, ok = f.behind(before, have)
+	if !ok {
+		t.Fatal("nothing has drained the gap, and its blocks are not pending")
+	}
+	missed := 0
+	for b := range blocks.all() {
+		if have.Gap.Holds(b.index) {
+			missed++
+		}
+	}
+	if missed == 0 {
+		t.Error("the blocks of the gap are not among those that the database lacks")
+	}
+}

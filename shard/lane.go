@@ -196,13 +196,12 @@ func (f *flusher) flushRange(ctx context.Context, l *lane, term uint64, r span) 
 	if err != nil {
 		return f.uncertain(ctx, l, err)
 	}
+	if l.lane == telemetry.LaneBacklog {
+		return f.record(ctx, l, r.drained())
+	}
 	m.mu.Lock()
 	at := m.pending.watermarks
 	m.mu.Unlock()
-	if l.lane == telemetry.LaneBacklog {
-		at.Gap = telemetry.Gap{From: r.to, To: r.gapEnd}
-		return f.record(ctx, l, at)
-	}
 	at.To[l.lane] = r.to
 	if r.gapEnd > 0 {
 		f.shard.metrics.gaps.Inc()
