@@ -146,9 +146,10 @@ func TestRetainedMessages(t *testing.T) {
 		other.subscribe("state/a", 0)
 		other.expectPayload("live") // what is not retained replaces nothing
 		other.ping()
-		c.publish(pub{topic: "state/a", retain: true})
-		c.publish(pub{topic: topic1, retain: true})
-		c.ping()
+		c.publish(pub{topic: "state/a", qos: 1, id: 4, retain: true})
+		c.expect(packets.Puback, 4)
+		c.publish(pub{topic: topic1, qos: 1, id: 5, retain: true})
+		c.expect(packets.Puback, 5)
 		late, _ := dial(t, b, v, "late", connectOptions{})
 		late.subscribe("#", 1)
 		late.quiet(50 * time.Millisecond)
