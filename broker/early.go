@@ -16,6 +16,9 @@ const earlyAfter = time.Second
 // codeNoLeader refuses a CONNECT whose session cannot be had.
 var codeNoLeader = packets.Code{Code: packets.ErrServerUnavailable.Code, Reason: "the shard of this session has no leader, try again in a few seconds"}
 
+// codeOvertaken refuses a CONNECT whose client has connected elsewhere while it waited.
+var codeOvertaken = packets.Code{Code: packets.ErrServerUnavailable.Code, Reason: "the client has connected through another node since"}
+
 // mayBeEarly reports whether c can be served before the shard of its session has
 // answered: it takes nothing along and leaves nothing behind.
 func (c *conn) mayBeEarly() bool { return !c.durable() && c.will == nil }

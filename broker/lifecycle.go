@@ -108,6 +108,10 @@ func (b *Broker) connectCode(c *conn, err error) packets.Code {
 		return packets.ErrQuotaExceeded
 	case errors.Is(err, session.ErrElsewhere):
 		return codeElsewhere
+	case errors.Is(err, session.ErrFenced) && c.early:
+		return packets.ErrSessionTakenOver
+	case errors.Is(err, session.ErrFenced):
+		return codeOvertaken
 	default:
 		b.log.Debug("session not taken in time", "client", c.client, "err", err)
 		return codeNoLeader

@@ -68,7 +68,12 @@ func (h *Hub) Connect(ctx context.Context, c session.Connect, late func(session.
 		return session.Connected{}, session.ErrElsewhere
 	}
 	mine := &claim{ready: make(chan result, 1)}
-	h.submit(id, c.Append(nil), mine.done)
+	came := time.Now()
+	h.queue(ofSessions, id, operation{body: c.Append(nil), done: mine.done, now: func() []byte {
+		sent := c
+		sent.Waited = time.Since(came).Microseconds()
+		return sent.Append(nil)
+	}})
 	r, err := h.awaitClaim(ctx, id, mine)
 	if err == nil {
 		return h.taken(ctx, &c, &r)

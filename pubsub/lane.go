@@ -38,6 +38,7 @@ type stream struct {
 type operation struct {
 	body []byte
 	done func(session.Answer, error) // may be nil; never blocks
+	now  func() []byte               // body as it is to be sent now; nil where time does not change it
 }
 
 // The streams of a lane. Nothing relies on an order between them: who does something
@@ -80,9 +81,13 @@ func (h *Hub) submitMessage(urgent bool, id telemetry.ShardID, body []byte, done
 }
 
 func (h *Hub) submitTo(kind int, id telemetry.ShardID, body []byte, done func(session.Answer, error)) {
+	h.queue(kind, id, operation{body: body, done: done})
+}
+
+func (h *Hub) queue(kind int, id telemetry.ShardID, op operation) {
 	l := h.lane(id)
 	if l == nil {
-		fail(done, errClosed)
+		fail(op.done, errClosed)
 		return
 	}
 	bound := laneBytesMax
@@ -90,14 +95,14 @@ func (h *Hub) submitTo(kind int, id telemetry.ShardID, body []byte, done func(se
 		bound -= bound / 4 // room for the others, however much of it waits
 	}
 	l.mu.Lock()
-	if l.size+len(body) > bound {
+	if l.size+len(op.body) > bound {
 		l.mu.Unlock()
-		fail(done, ErrBusy)
+		fail(op.done, ErrBusy)
 		return
 	}
 	s := &l.streams[kind]
-	s.queue = append(s.queue, operation{body, done})
-	l.size += len(body)
+	s.queue = append(s.queue, op)
+	l.size += len(op.body)
 	start := !s.busy
 	s.busy = true
 	l.mu.Unlock()
@@ -202,16 +207,13 @@ func failAll(ops []operation) {
 func (s *stream) send(batch []operation, seq uint64) bool {
 	hub := s.lane.hub
 	bodies := make([][]byte, len(batch))
-	for i := range batch {
-		bodies[i] = batch[i].body
-	}
-	body := session.AppendBatch(nil, s.origin, hub.cfg.Epoch, seq, bodies)
 	type result struct {
 		answer []byte
 		err    error
 	}
 	for pause := laneRetryMin; ; pause = min(2*pause, laneRetryMax) {
 		results := make(chan result, 1)
+		body := session.AppendBatch(nil, s.origin, hub.cfg.Epoch, seq, render(bodies, batch))
 		hub.shards.Submit(s.lane.shard, body, func(answer []byte, err error) { results <- result{answer, err} })
 		select {
 		case r := <-results:
@@ -229,6 +231,16 @@ func (s *stream) send(batch []operation, seq uint64) bool {
 			return false
 		}
 	}
+}
+
+// render fills bodies with what the operations of a batch are now.
+func render(bodies [][]byte, batch []operation) [][]byte {
+	for i, op := range batch {
+		if bodies[i] = op.body; op.now != nil {
+			bodies[i] = op.now()
+		}
+	}
+	return bodies
 }
 
 func conclude(batch []operation, body []byte) {

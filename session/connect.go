@@ -13,6 +13,9 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 		if s.identity != c.Identity {
 			return StatusIdentity, nil
 		}
+		if s.connected && st.now-c.Waited < s.since && s.owner != (Owner{c.Node, c.NodeEpoch}) {
+			return StatusFenced, nil // the client has connected elsewhere while this one waited for a leader
+		}
 		st.touch(s)
 		if s.connected {
 			s.sent = s.last()
@@ -38,6 +41,7 @@ func (st *State) connect(c *Connect) (Status, []byte) {
 	st.disown(s)
 	st.serial++
 	s.epoch, s.owner = st.serial, st.ownerOf(c.Node, c.NodeEpoch)
+	s.since = st.now - c.Waited
 	s.durable, s.expiry = c.Durable, c.Expiry
 	s.limits = limits{c.QueueMax, c.QueueBytes, c.QueueAge}
 	s.will, s.willDelay, s.willAt, s.endAt = pack(c.Will), c.WillDelay, 0, 0

@@ -83,8 +83,9 @@ type Connect struct {
 	Identity   string
 	Node       string // peer id; the batch names it too, but a repeat must not depend on it
 	NodeEpoch  uint64
-	Clean      bool // what was there before is dropped
-	Durable    bool // outlives its connection
+	Waited     int64 // for how long when this was sent, by the node's own watch, in microseconds
+	Clean      bool  // what was there before is dropped
+	Durable    bool  // outlives its connection
 	Expiry     int64
 	QueueMax   int
 	QueueBytes int
@@ -118,6 +119,7 @@ func (c *Connect) Append(dst []byte) []byte {
 	dst = wire.AppendUint(dst, uint64(max(c.QueueMax, 0)))
 	dst = wire.AppendUint(dst, uint64(max(c.QueueBytes, 0)))
 	dst = wire.AppendInt(dst, c.QueueAge)
+	dst = wire.AppendUint(dst, uint64(max(c.Waited, 0)))
 	if c.Will != nil {
 		dst = wire.AppendInt(c.Will.Append(dst), c.WillDelay)
 	}
@@ -132,6 +134,7 @@ func decodeConnect(r *wire.Reader) (c Connect) {
 	c.Expiry = max(r.Int(), 0)
 	c.QueueMax, c.QueueBytes = int(min(r.Uint(), queueMaxMax)), int(min(r.Uint(), queueBytesMax))
 	c.QueueAge = max(r.Int(), 0)
+	c.Waited = int64(min(r.Uint(), waitedMax))
 	if flags&willFlag != 0 {
 		c.Will = DecodeMessage(r)
 		c.WillDelay = max(r.Int(), 0)
@@ -143,6 +146,7 @@ const (
 	// queueMaxMax keeps the packet ids that follow from numbers apart.
 	queueMaxMax   = 60_000
 	queueBytesMax = 1 << 30
+	waitedMax     = 1 << 50 // microseconds
 )
 
 // Connected is the answer to a Connect.

@@ -7,7 +7,7 @@ import (
 )
 
 // stateVersion is the format version of a state.
-const stateVersion = 3
+const stateVersion = 4
 
 const (
 	connectedFlag = 1
@@ -24,7 +24,7 @@ func (s *state) append(dst []byte, ids map[*Message]uint64) []byte {
 	}
 	dst = wire.AppendUint(wire.AppendString(wire.AppendString(dst, s.client), s.identity), s.epoch)
 	dst = wire.AppendUint(wire.AppendString(dst, s.owner.Node), s.owner.Epoch)
-	dst = wire.AppendInt(append(dst, flags), s.expiry)
+	dst = wire.AppendInt(wire.AppendInt(append(dst, flags), s.since), s.expiry)
 	dst = wire.AppendUint(wire.AppendUint(dst, uint64(s.limits.count)), uint64(s.limits.bytes))
 	dst = wire.AppendInt(dst, s.limits.age)
 	dst = wire.AppendUint(dst, uint64(len(s.subs)))
@@ -187,7 +187,7 @@ func decodeSession(r *wire.Reader, at func() *Message) *state {
 	s := &state{client: r.String(), identity: r.String(), epoch: r.Uint(), owner: Owner{r.String(), r.Uint()}}
 	flags := r.Byte()
 	s.connected, s.durable = flags&connectedFlag != 0, flags&durableState != 0
-	s.expiry = r.Int()
+	s.since, s.expiry = r.Int(), r.Int()
 	s.limits = limits{int(min(r.Uint(), queueMaxMax)), int(min(r.Uint(), queueBytesMax)), r.Int()}
 	for range r.Count(3) {
 		s.subs.Put(&sub{s, DecodeSubscription(r)})

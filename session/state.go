@@ -62,6 +62,7 @@ type state struct {
 	identity  string
 	epoch     uint64
 	owner     Owner // the last one
+	since     int64 // when its CONNECT came in, by the clock of the leaders
 	connected bool
 	durable   bool
 	expiry    int64

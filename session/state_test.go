@@ -568,3 +568,29 @@ func TestWillsAreTakenAwayInAnyOrder(t *testing.T) {
 		}
 	}
 }
+
+// TestAConnectThatWaitedTakesNothingFromALaterOne: the client has gone on to another
+// node while its first CONNECT waited for a leader, and that one arrives last.
+func TestAConnectThatWaitedTakesNothingFromALaterOne(t *testing.T) {
+	r := newRig(t)
+	later := durable("c")
+	later.Node, later.NodeEpoch = "n1", 7
+	got := r.connect(later)
+	r.now += second
+	waited := durable("c")
+	waited.Node, waited.NodeEpoch, waited.Waited = "n0", 1, 2*second
+	if a := r.do(waited.Append(nil))[0]; a.Status != StatusFenced {
+		t.Fatalf("a CONNECT from before: %v, want fenced", a.Status)
+	}
+	r.ok(AppendAttach(nil, Ref{"c", got.Epoch})) // the later one has it still
+	if back, err := Decode(wire.NewReader(r.st.Append(nil))); err != nil || back.sessions["c"].since != r.st.sessions["c"].since {
+		t.Errorf("a snapshot does not know since when: %v", err)
+	}
+	waited.Waited = second / 2
+	if c := r.connect(waited); c.Node != "n1" || c.Before != got.Epoch {
+		t.Errorf("a CONNECT that waited for less took the session over from %+v", c)
+	}
+	waited.Node, waited.Waited = "n2", 5*second
+	r.ok(AppendDisconnect(nil, Ref{"c", r.st.sessions["c"].epoch}, false, 0, 60*second, 0))
+	r.connect(waited) // nobody else is connected
+}
