@@ -21,6 +21,9 @@ type IngestConfig struct {
 	Progress io.Writer // what is being done, may be nil
 }
 
+// Measures are those of all loads.
+type Measures []Measure
+
 // Measure is one load and what it cost.
 type Measure struct {
 	Name            string             `json:"name"`
@@ -57,7 +60,7 @@ var ingestLoads = []ingestLoad{
 
 // Ingest runs the scenario: a fresh three-node cluster with the embedded store,
 // loads one after the other, each on devices of its own.
-func Ingest(ctx context.Context, cfg IngestConfig) (out []Measure, err error) {
+func Ingest(ctx context.Context, cfg IngestConfig) (out Measures, err error) {
 	if cfg.Progress == nil {
 		cfg.Progress = io.Discard
 	}
@@ -138,7 +141,7 @@ func addrs(c *devcluster.Cluster) []string {
 }
 
 // Table writes measures for people.
-func Table(w io.Writer, ms []Measure) error {
+func (ms Measures) Table(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-24s %6s %8s %10s %9s %9s %8s %9s %10s %9s %9s\n", "load", "conns", "window", "acked/s", "p50 ms", "p99 ms", "us/msg", "log B/msg", "snap B/msg", "blk B/msg", "msg/block")
 	for _, m := range ms {

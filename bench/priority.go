@@ -116,9 +116,12 @@ func RunPriority(ctx context.Context, cfg PriorityConfig) (out *Priority, err er
 	return out, err
 }
 
+// Priorities are runs with several targets, in turn.
+type Priorities []*Priority
+
 // ComparePriority runs the scenario with each of the commit targets in turn, several
 // times over, so that all of them have the machine as it is.
-func ComparePriority(ctx context.Context, cfg PriorityConfig, targets []string, rounds int) (out []*Priority, err error) {
+func ComparePriority(ctx context.Context, cfg PriorityConfig, targets []string, rounds int) (out Priorities, err error) {
 	for range rounds {
 		for _, target := range targets {
 			cfg.Target = target
@@ -132,8 +135,8 @@ func ComparePriority(ctx context.Context, cfg PriorityConfig, targets []string, 
 	return out, nil
 }
 
-// PriorityTable compares medians over the rounds of each target, for people.
-func PriorityTable(w io.Writer, runs []*Priority) error {
+// Table compares medians over the rounds of each target, for people.
+func (runs Priorities) Table(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%-14s %6s %10s %10s %9s %9s  %22s  %22s\n", "commit_target", "rounds", "messages/s", "ack p50", "us/msg", "msg/block", "command delivered", "bulk delivered")
 	var targets []string

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"time"
 
@@ -28,6 +29,28 @@ type benchCmd struct {
 	NAB         benchNABCmd         `cmd:"" name:"nab" help:"Score the detector on the Numenta Anomaly Benchmark, beside the published table."`
 }
 
+// measured is what a benchmark has found.
+type measured interface {
+	Table(w io.Writer) error
+}
+
+// report runs a benchmark that starts its nodes from this executable, and prints
+// what it has found.
+func report[T measured](asJSON bool, run func(binary string) (T, error)) error {
+	binary, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this executable: %w", err)
+	}
+	found, err := run(binary)
+	if err != nil {
+		return err
+	}
+	if asJSON {
+		return json.NewEncoder(os.Stdout).Encode(found)
+	}
+	return found.Table(os.Stdout)
+}
+
 type benchConnectionsCmd struct {
 	Clients  int           `default:"18000" help:"Clients, all of one node; each takes a file of this process and one of the node's."`
 	Shards   uint32        `default:"24" help:"Shards."`
@@ -40,21 +63,12 @@ type benchConnectionsCmd struct {
 
 // Run implements kong.
 func (c *benchConnectionsCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Watch < time.Second {
 		return fmt.Errorf("%d clients, %d shards, watched for %v: use 1 to 50000, 1 to 256, and at least 1s", c.Clients, c.Shards, c.Watch)
 	}
-	o, err := bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, All: c.All, Profiles: c.Profiles, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Connections, error) {
+		return bench.RunConnections(ctx, bench.ConnectionsConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Shards: c.Shards, Watch: c.Watch, All: c.All, Profiles: c.Profiles, Progress: os.Stderr})
+	})
 }
 
 type benchStormCmd struct {
@@ -67,21 +81,12 @@ type benchStormCmd struct {
 
 // Run implements kong.
 func (c *benchStormCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Clients < 1 || c.Clients > 50_000 || c.Shards < 1 || c.Shards > 256 || c.Rate < 1 || c.Rate > 1e6 {
 		return fmt.Errorf("%d clients, %d shards, %v messages per second: use 1 to 50000, 1 to 256, and 1 to 1000000", c.Clients, c.Shards, c.Rate)
 	}
-	o, err := bench.RunStorm(ctx, bench.StormConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Rate: c.Rate, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Storm, error) {
+		return bench.RunStorm(ctx, bench.StormConfig{Binary: binary, Dir: c.Data, Clients: c.Clients, Rate: c.Rate, Shards: c.Shards, Progress: os.Stderr})
+	})
 }
 
 type benchProbeCmd struct {
@@ -110,21 +115,12 @@ type benchGatewayCmd struct {
 
 // Run implements kong.
 func (c *benchGatewayCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Kills < 1 || c.Kills > 10_000 || c.Devices < 1 || c.Devices > 1000 || c.Rate < 20 || c.Rate > 10_000 || c.Window < 1 || c.Window > 65_535 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%d kills, %d devices, %v publishes per second, a window of %d, %d shards: use 1 to 10000, 1 to 1000, 20 to 10000, 1 to 65535, and 1 to 256", c.Kills, c.Devices, c.Rate, c.Window, c.Shards)
 	}
-	o, err := bench.RunGateways(ctx, bench.GatewayConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Devices: c.Devices, Rate: c.Rate, Window: c.Window, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Gateways, error) {
+		return bench.RunGateways(ctx, bench.GatewayConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Devices: c.Devices, Rate: c.Rate, Window: c.Window, Shards: c.Shards, Progress: os.Stderr})
+	})
 }
 
 type overloadFlags struct {
@@ -171,10 +167,6 @@ type benchPriorityCmd struct {
 
 // Run implements kong.
 func (c *benchPriorityCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	over, err := c.check()
 	if err != nil {
 		return err
@@ -182,18 +174,14 @@ func (c *benchPriorityCmd) Run(ctx context.Context) error {
 	if c.Rate < 1 || c.Rate > 1000 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%v commands per second, %d shards: use 1 to 1000, and 1 to 256", c.Rate, c.Shards)
 	}
-	cfg := bench.PriorityConfig{Binary: binary, Dir: c.Data, Shards: c.Shards, Overload: over, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr}
+	cfg := bench.PriorityConfig{Dir: c.Data, Shards: c.Shards, Overload: over, Rate: c.Rate, Duration: c.Duration, Progress: os.Stderr}
 	if len(c.Targets) > 0 || c.Rounds != 1 {
 		return c.compare(ctx, cfg)
 	}
-	o, err := bench.RunPriority(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Priority, error) {
+		cfg.Binary = binary
+		return bench.RunPriority(ctx, cfg)
+	})
 }
 
 func (c *benchPriorityCmd) compare(ctx context.Context, cfg bench.PriorityConfig) error {
@@ -204,14 +192,10 @@ func (c *benchPriorityCmd) compare(ctx context.Context, cfg bench.PriorityConfig
 	if len(targets) == 0 {
 		targets = []string{""}
 	}
-	runs, err := bench.ComparePriority(ctx, cfg, targets, c.Rounds)
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(runs)
-	}
-	return bench.PriorityTable(os.Stdout, runs)
+	return report(c.JSON, func(binary string) (bench.Priorities, error) {
+		cfg.Binary = binary
+		return bench.ComparePriority(ctx, cfg, targets, c.Rounds)
+	})
 }
 
 type benchHoldCmd struct {
@@ -246,42 +230,28 @@ type benchIngestCmd struct {
 
 // Run implements kong.
 func (c *benchIngestCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Snapshots != 0 {
-		return c.steady(ctx, binary)
+		return c.steady(ctx)
 	}
 	if c.Duration < time.Second || c.Duration > 10*time.Minute {
 		return fmt.Errorf("duration is %v: use 1s to 10m", c.Duration)
 	}
-	ms, err := bench.Ingest(ctx, bench.IngestConfig{Binary: binary, Dir: c.Data, Duration: c.Duration, Nodes: c.Nodes, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(ms)
-	}
-	return bench.Table(os.Stdout, ms)
+	return report(c.JSON, func(binary string) (bench.Measures, error) {
+		return bench.Ingest(ctx, bench.IngestConfig{Binary: binary, Dir: c.Data, Duration: c.Duration, Nodes: c.Nodes, Shards: c.Shards, Progress: os.Stderr})
+	})
 }
 
-func (c *benchIngestCmd) steady(ctx context.Context, binary string) error {
+func (c *benchIngestCmd) steady(ctx context.Context) error {
 	if c.Snapshots < 1 || c.Snapshots > 1000 || c.Devices < 1 || c.Devices > 10_000_000 || c.Readings < 1 || c.Readings > 1000 || c.Rate < 0 || c.SnapshotKiB < 0 || c.Longest < time.Minute {
 		return fmt.Errorf("%d snapshots, %d devices, %d messages per publish, %v publishes per second, %d KiB of log per snapshot, %v at most: use 1 to 1000, 1 to 10000000, 1 to 1000, no negative number, and at least 1m",
 			c.Snapshots, c.Devices, c.Readings, c.Rate, c.SnapshotKiB, c.Longest)
 	}
-	o, err := bench.RunSteady(ctx, bench.SteadyConfig{
-		Binary: binary, Dir: c.Data, Nodes: c.Nodes, Shards: c.Shards, Snapshots: c.Snapshots, Devices: c.Devices, Readings: c.Readings, Rate: c.Rate,
-		SnapshotKiB: c.SnapshotKiB, Database: c.Database, Longest: c.Longest, Progress: os.Stderr,
+	return report(c.JSON, func(binary string) (*bench.Steady, error) {
+		return bench.RunSteady(ctx, bench.SteadyConfig{
+			Binary: binary, Dir: c.Data, Nodes: c.Nodes, Shards: c.Shards, Snapshots: c.Snapshots, Devices: c.Devices, Readings: c.Readings, Rate: c.Rate,
+			SnapshotKiB: c.SnapshotKiB, Database: c.Database, Longest: c.Longest, Progress: os.Stderr,
+		})
 	})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
 }
 
 type benchFailoverCmd struct {
@@ -293,21 +263,12 @@ type benchFailoverCmd struct {
 
 // Run implements kong.
 func (c *benchFailoverCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Kills < 1 || c.Kills > 10_000 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%d kills, %d shards: use 1 to 10000 and 1 to 256", c.Kills, c.Shards)
 	}
-	f, err := bench.RunFailover(ctx, bench.FailoverConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(f)
-	}
-	return f.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Failover, error) {
+		return bench.RunFailover(ctx, bench.FailoverConfig{Binary: binary, Dir: c.Data, Kills: c.Kills, Shards: c.Shards, Progress: os.Stderr})
+	})
 }
 
 type benchElectionsCmd struct {
@@ -320,19 +281,10 @@ type benchElectionsCmd struct {
 
 // Run implements kong.
 func (c *benchElectionsCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Duration < time.Second || c.Spinners < 0 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("duration %v, %d spinners, %d shards: use at least 1s, 0 or more, 1 to 256", c.Duration, c.Spinners, c.Shards)
 	}
-	e, err := bench.RunElections(ctx, bench.ElectionsConfig{Binary: binary, Dir: c.Data, Duration: c.Duration, Spinners: c.Spinners, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(e)
-	}
-	return e.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Elections, error) {
+		return bench.RunElections(ctx, bench.ElectionsConfig{Binary: binary, Dir: c.Data, Duration: c.Duration, Spinners: c.Spinners, Shards: c.Shards, Progress: os.Stderr})
+	})
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
 	"os"
 	"time"
@@ -23,21 +22,12 @@ type benchLateCmd struct {
 
 // Run implements kong.
 func (c *benchLateCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Rate < 50 || c.Rate > 100_000 || c.LateRate < 32 || c.LateRate > 1e6 || c.Rounds < 1 || c.Rounds > 1000 || c.Phase < time.Second || c.Phase > time.Hour || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%v live and %v late messages per second, %d rounds of %v, %d shards: use 50 to 100000, 32 to 1000000, 1 to 1000, 1s to 1h, and 1 to 256", c.Rate, c.LateRate, c.Rounds, c.Phase, c.Shards)
 	}
-	o, err := bench.RunLate(ctx, bench.LateConfig{Binary: binary, Dir: c.Data, Database: c.Database, Rate: c.Rate, LateRate: c.LateRate, Rounds: c.Rounds, Phase: c.Phase, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Late, error) {
+		return bench.RunLate(ctx, bench.LateConfig{Binary: binary, Dir: c.Data, Database: c.Database, Rate: c.Rate, LateRate: c.LateRate, Rounds: c.Rounds, Phase: c.Phase, Shards: c.Shards, Progress: os.Stderr})
+	})
 }
 
 type benchLagCmd struct {
@@ -51,19 +41,10 @@ type benchLagCmd struct {
 
 // Run implements kong.
 func (c *benchLagCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.Flat < time.Second || c.Flat > time.Hour || c.Steady < time.Second || c.Steady > time.Hour || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("%v as fast as it goes, %v at half of it, %d shards: use 1s to 1h, 1s to 1h, and 1 to 256", c.Flat, c.Steady, c.Shards)
 	}
-	o, err := bench.RunLag(ctx, bench.LagConfig{Binary: binary, Dir: c.Data, Database: c.Database, Flat: c.Flat, Steady: c.Steady, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		return json.NewEncoder(os.Stdout).Encode(o)
-	}
-	return o.Table(os.Stdout)
+	return report(c.JSON, func(binary string) (*bench.Lag, error) {
+		return bench.RunLag(ctx, bench.LagConfig{Binary: binary, Dir: c.Data, Database: c.Database, Flat: c.Flat, Steady: c.Steady, Shards: c.Shards, Progress: os.Stderr})
+	})
 }

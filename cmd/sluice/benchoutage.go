@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -23,22 +22,14 @@ type benchOutageCmd struct {
 
 // Run implements kong.
 func (c *benchOutageCmd) Run(ctx context.Context) error {
-	binary, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("find this executable: %w", err)
-	}
 	if c.For < time.Second || c.For > 24*time.Hour || c.Steady < time.Second || c.Steady > time.Hour || c.Rate < 50 || c.Rate > 100_000 || c.Shards < 1 || c.Shards > 256 {
 		return fmt.Errorf("away for %v, %v before and after, %v messages per second, %d shards: use 1s to 24h, 1s to 1h, 50 to 100000, and 1 to 256", c.For, c.Steady, c.Rate, c.Shards)
 	}
-	o, err := bench.RunOutage(ctx, bench.OutageConfig{Binary: binary, Dir: c.Data, Database: c.Database, For: c.For, Steady: c.Steady, Rate: c.Rate, Shards: c.Shards, Progress: os.Stderr})
-	if err != nil {
-		return err
-	}
-	if c.JSON {
-		err = json.NewEncoder(os.Stdout).Encode(o)
-	} else {
-		err = o.Table(os.Stdout)
-	}
+	var o *bench.Outage
+	err := report(c.JSON, func(binary string) (_ *bench.Outage, err error) {
+		o, err = bench.RunOutage(ctx, bench.OutageConfig{Binary: binary, Dir: c.Data, Database: c.Database, For: c.For, Steady: c.Steady, Rate: c.Rate, Shards: c.Shards, Progress: os.Stderr})
+		return o, err
+	})
 	if err == nil && (o.Missing > 0 || o.Twice > 0) {
 		err = errors.New("what was acknowledged is not exactly once in the database")
 	}
