@@ -55,14 +55,7 @@ func TestRottenReplicaElectsNobodyWhoLacksAnEntry(t *testing.T) {
 	for _, n := range c.nodes {
 		n.cutLog(p)
 	}
-	var a *testNode
-	eventually(t, "somebody leads", func() bool { a = c.leader(0); return a != nil })
-	rest := slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return n == a })
-	b, lagging := rest[0], rest[1]
-	lagging.kill()
-	p.publish(5) // on A and B
-	b.kill()
-	a.kill()
+	a, b, lagging := c.lag(p)
 	rotSnapshots(t, b.dir, "state.bin")
 	lagging.start()
 	b.start()

@@ -103,20 +103,27 @@ func TestWipedNodeIsBuiltAnewAndHoldsEverything(t *testing.T) {
 	eventually(t, "its store is complete", func() bool { return len(victim.files.Missing(0, victim.host.Stored()[0])) == 0 })
 }
 
+// lag leaves three replicas dead, with entries that the leader a and b have and the
+// third lacks.
+func (c *testCluster) lag(p *publisher) (a, b, lagging *testNode) {
+	c.t.Helper()
+	eventually(c.t, "somebody leads", func() bool { a = c.leader(p.id); return a != nil })
+	rest := slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return n == a })
+	b, lagging = rest[0], rest[1]
+	lagging.kill()
+	p.publish(5)
+	b.kill()
+	a.kill()
+	return a, b, lagging
+}
+
 // TestWipedReplicaElectsNobodyWhoLacksAnEntry: an entry is on A and B, C lags, B
 // is wiped, A dies. C must not lead with B's help, whatever B calls itself.
 func TestWipedReplicaElectsNobodyWhoLacksAnEntry(t *testing.T) {
 	c := newTestCluster(t, 3, 1)
 	p := c.publisher(0)
 	p.publish(3)
-	var a *testNode
-	eventually(t, "somebody leads", func() bool { a = c.leader(0); return a != nil })
-	rest := slices.DeleteFunc(slices.Clone(c.nodes), func(n *testNode) bool { return n == a })
-	b, lagging := rest[0], rest[1]
-	lagging.kill()
-	p.publish(5) // on A and B
-	b.kill()
-	a.kill()
+	a, b, lagging := c.lag(p)
 	old := b.wipe("0000beef")
 	lagging.start()
 	b.start() // nobody evicts the old one: that takes a quorum which is not there

@@ -143,32 +143,8 @@ func BenchmarkOpen(b *testing.B) {
 
 func benchOpen(b *testing.B, total int, encrypt bool) {
 	cfg := Config{Dir: b.TempDir(), Encrypt: encrypt, Keys: testKeys}
-	l, err := Open(quiet, nil, cfg)
-	if err != nil {
-		b.Fatal(err)
-	}
-	const groups = 24
-	data := make([]byte, 2048)
-	var wg sync.WaitGroup
-	for id := range uint32(groups) {
-		wg.Go(func() {
-			for next := uint64(1); next < uint64(total/2048/groups); {
-				logs := make([]*raft.Log, 128)
-				for i := range logs {
-					logs[i] = &raft.Log{Index: next, Term: 1, Data: data}
-					next++
-				}
-				if err := l.Group(id).StoreLogs(logs); err != nil {
-					b.Error(err)
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	if err := l.Close(); err != nil {
-		b.Fatal(err)
-	}
+	const groups, size = 24, 2048
+	fill(b, cfg, groups, total/size/groups, 128, size)
 	b.SetBytes(int64(total))
 	for b.Loop() {
 		l, err := Open(quiet, nil, cfg)
@@ -181,25 +157,20 @@ func benchOpen(b *testing.B, total int, encrypt bool) {
 	}
 }
 
-// coldEntries of 200 bytes in each of coldGroups groups are some 500 MiB of log.
-const (
-	coldGroups  = 24
-	coldEntries = 80_000
-)
-
-// coldLog is a log as an outage of the database leaves it: entries of one message
-// in all groups by turns. Afterwards, and when it is opened again, none is cached.
-func coldLog(b *testing.B, cfg Config) {
+// fill writes a log of entries of one size, the groups beside each other and several
+// entries at a time.
+func fill(b *testing.B, cfg Config, groups uint32, entries, together, size int) {
+	b.Helper()
 	l, err := Open(quiet, nil, cfg)
 	if err != nil {
 		b.Fatal(err)
 	}
-	data := make([]byte, 200)
+	data := make([]byte, size)
 	var wg sync.WaitGroup
-	for id := range uint32(coldGroups) {
+	for id := range groups {
 		wg.Go(func() {
-			for next := uint64(1); next <= coldEntries; {
-				logs := make([]*raft.Log, 16)
+			for next := uint64(1); next <= uint64(entries); {
+				logs := make([]*raft.Log, together)
 				for i := range logs {
 					logs[i] = &raft.Log{Index: next, Term: 1, Data: data}
 					next++
@@ -215,6 +186,18 @@ func coldLog(b *testing.B, cfg Config) {
 	if err := l.Close(); err != nil {
 		b.Fatal(err)
 	}
+}
+
+// coldEntries of 200 bytes in each of coldGroups groups are some 500 MiB of log.
+const (
+	coldGroups  = 24
+	coldEntries = 80_000
+)
+
+// coldLog is a log as an outage of the database leaves it: entries of one message
+// in all groups by turns. Afterwards, and when it is opened again, none is cached.
+func coldLog(b *testing.B, cfg Config) {
+	fill(b, cfg, coldGroups, coldEntries, 16, 200)
 }
 
 // BenchmarkOldEntries opens a log of entries that are small and many, and reads all
