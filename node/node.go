@@ -375,7 +375,11 @@ func (n *node) serveMQTT(ctx context.Context) (func() error, error) {
 	}
 	cfg.OthersServe = n.othersServe
 	cfg.ClusterID = n.identity.ClusterID() // serving begins after the cluster is joined
-	b, err := broker.New(n.logger, n.registry, cfg, n.intake, n.pubsub)
+	var in broker.Ingest = n.intake
+	if n.cfg.MQTT.CommitTarget > 0 {
+		in = pacedIntake{n.intake}
+	}
+	b, err := broker.New(n.logger, n.registry, cfg, in, n.pubsub)
 	if err != nil {
 		return nil, err
 	}
